@@ -1,0 +1,132 @@
+"""The database: engine, sessions, the database's own clock, and messages that are sent only after a commit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, func, inspect, literal_column, select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from hyperagent_common.errors import DependencyDown, NotReady
+from hyperagent_common.models import Base
+
+log = logging.getLogger(__name__)
+_AFTER_COMMIT = "hyperagent.after_commit"
+
+
+@lru_cache(maxsize=8)
+def engine(url: str) -> Engine:
+    """The process's engine for `url`: SQLite in WAL with immediate transactions, PostgreSQL by psycopg 3."""
+    if url.startswith("postgres"):
+        url = "postgresql+psycopg://" + url.split("://", 1)[1]
+        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    event.listen(made, "connect", _sqlite_connect)
+    event.listen(made, "begin", _sqlite_begin)
+    return made
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, so that a read-then-write cannot deadlock
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Any) -> None:
+    reading = connection.get_execution_options().get("reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@lru_cache(maxsize=16)
+def _maker(url: str, reading: bool) -> sessionmaker[Session]:
+    bind = engine(url).execution_options(reading=True) if reading else engine(url)
+    return sessionmaker(bind, expire_on_commit=False)
+
+
+@contextlib.contextmanager
+def transaction(url: str, *, reading: bool = False) -> Iterator[Session]:
+    """One transaction: commits at the end, rolls back on any error, then sends what `after_commit` hung on it.
+
+    `reading=True` promises to write nothing, so that on SQLite readers do not wait for the writer.
+    Raises `DependencyDown` where the database does not answer.
+    """
+    session = _maker(url, reading)()
+    try:
+        with session.begin():
+            yield session
+    except (OperationalError, DBAPIError) as error:
+        if isinstance(error, OperationalError) or error.connection_invalidated:
+            raise DependencyDown(f"The database does not answer: {error.orig}") from error
+        raise
+    finally:
+        session.close()
+    for send in session.info.pop(_AFTER_COMMIT, []):
+        _send(send)
+
+
+def after_commit(session: Session, send: Callable[[], object]) -> None:
+    """Call `send` once the session's transaction is committed; never if it is not."""
+    session.info.setdefault(_AFTER_COMMIT, []).append(send)
+
+
+def _send(send: Callable[[], object]) -> None:
+    """A failed send is no error: the row says what should move, the reconciler sends it again."""
+    try:
+        send()
+    except Exception as error:
+        log.warning("message.unsent", extra={"error": f"{type(error).__name__}: {error}"})
+
+
+def now(session: Session) -> datetime:
+    """The database's clock, the only one leases are measured by."""
+    if session.get_bind().dialect.name == "sqlite":
+        raw = session.scalar(select(func.strftime("%Y-%m-%d %H:%M:%f", "now")))
+        return datetime.strptime(str(raw), "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
+    moment: datetime = session.execute(select(literal_column("clock_timestamp()"))).scalar_one()
+    return moment.astimezone(UTC)
+
+
+def upgrade(url: str) -> None:
+    """Bring the schema to the newest version. Raises `DependencyDown`."""
+    from alembic import command
+
+    try:
+        command.upgrade(alembic_config(url), "head")
+    except OperationalError as error:
+        raise DependencyDown(f"The database does not answer: {error.orig}") from error
+
+
+def alembic_config(url: str) -> Any:
+    """Alembic's configuration for our migrations; holds the URL as an attribute, never in a file."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("hyperagent_common") / "migrations"))
+    config.attributes["url"] = url
+    return config
+
+
+def check(url: str) -> None:
+    """Raise `DependencyDown` or `NotReady` where the database is away or its schema is not ours."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(alembic_config(url)).get_current_head()
+    try:
+        with engine(url).connect() as connection:
+            names = set(inspect(connection).get_table_names())
+            found = connection.scalar(text("SELECT version_num FROM alembic_version")) if names else None
+    except DBAPIError as error:
+        raise DependencyDown(
+            f"The database does not answer: {error.orig}", mend="Start it, or mend database_url."
+        ) from error
+    if found != head or not set(Base.metadata.tables) <= names:
+        raise NotReady(
+            f"The database schema is at {found or 'nothing'}, not {head}.", mend="Run `hyperagent db upgrade`."
+        )

@@ -1,0 +1,80 @@
+"""RunnerEvents: written in the transaction of the state they tell, and one JSON line on stdout once it is committed."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from hyperagent_common import db
+from hyperagent_common.models import RunnerEvent, StepAttempt, WorkflowStep
+
+log = logging.getLogger("hyperagent.events")
+
+
+class EventKind(StrEnum):
+    """What can happen on a step's way."""
+
+    WORKFLOW_SUBMITTED = "workflow.submitted"
+    WORKFLOW_ENDED = "workflow.ended"
+    STEP_QUEUED = "step.queued"
+    STEP_CLAIMED = "step.claimed"
+    STEP_REFUSED = "step.refused"
+    STEP_RETRY = "step.retry"
+    STEP_DONE = "step.done"
+    STEP_FAILED = "step.failed"
+    STEP_EXPIRED = "step.expired"
+    STEP_RESENT = "step.resent"
+    AGENT_STARTED = "agent.started"
+    AGENT_ENDED = "agent.ended"
+    SEALED = "step.sealed"
+    CHECKED = "step.checked"
+    COMMITTED = "step.committed"
+    PATCH_OPENED = "patch.opened"
+    PATCH_REVISED = "patch.revised"
+    PATCH_FOUND = "patch.found"
+
+
+def record(
+    session: Session,
+    kind: EventKind,
+    *,
+    step: WorkflowStep | None = None,
+    attempt: StepAttempt | None = None,
+    workflow_id: str | None = None,
+    latency: float | None = None,
+    at: datetime | None = None,
+    **data: Any,
+) -> RunnerEvent:
+    """Add one RunnerEvent to the session; `latency` in seconds, `data` small JSON values."""
+    entry = RunnerEvent(
+        at=at or db.now(session),
+        kind=kind,
+        workflow_id=step.workflow_id if step else workflow_id,
+        step_id=step.id if step else None,
+        attempt_id=attempt.id if attempt else None,
+        worker=attempt.worker if attempt else None,
+        latency_ms=None if latency is None else round(latency * 1000),
+        data=data,
+    )
+    session.add(entry)
+    db.after_commit(session, lambda: log.info(kind.value, extra=view(entry)))
+    return entry
+
+
+def view(entry: RunnerEvent) -> dict[str, Any]:
+    """An event as JSON values."""
+    return {
+        "id": entry.id,
+        "at": entry.at.isoformat(),
+        "kind": str(entry.kind),
+        "workflow_id": entry.workflow_id,
+        "step_id": entry.step_id,
+        "attempt_id": entry.attempt_id,
+        "worker": entry.worker,
+        "latency_ms": entry.latency_ms,
+        "data": entry.data,
+    }

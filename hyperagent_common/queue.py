@@ -1,0 +1,79 @@
+"""The Celery application and the names of its tasks. Messages carry ids and numbers, nothing else.
+
+The API sends by name and never imports a task's code; the worker (`hyperagent_tasks.worker`) gives the names bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from celery import Celery, chain
+from celery.canvas import Signature
+
+from hyperagent_common.settings import Settings
+
+RUN_STEP = "hyperagent.run_step"
+ADVANCE = "hyperagent.advance"
+RECONCILE = "hyperagent.reconcile"
+REGISTER = "hyperagent.register_project"
+STEPS = "steps"
+CONTROL = "control"
+
+
+def make(settings: Settings) -> Celery:
+    """The Celery application for these settings; each line that is not a default says why it is there."""
+    app = Celery("hyperagent", broker=settings.broker, set_as_current=False)
+    longest = settings.step_timeout + settings.check_timeout + 300
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],  # a message is data, never code
+        enable_utc=True,
+        task_ignore_result=True,  # the database row is the result
+        task_acks_late=True,  # a message outlives the worker that took it
+        task_reject_on_worker_lost=True,  # ... also where only the child died; the claim counts attempts
+        worker_prefetch_multiplier=1,  # a waiting step stays where any worker can take it
+        worker_eta_task_limit=200,  # retries wait in worker memory: bound them
+        task_soft_time_limit=longest,
+        task_time_limit=longest + 60,
+        task_default_queue=STEPS,
+        task_routes={ADVANCE: {"queue": CONTROL}, RECONCILE: {"queue": CONTROL}, REGISTER: {"queue": CONTROL}},
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease protects, not the connection
+        worker_soft_shutdown_timeout=30,
+        worker_enable_soft_shutdown_on_idle=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # READONLY after a failover is a channel error
+        task_publish_retry_policy={"max_retries": 3, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1},
+        worker_send_task_events=True,  # for Flower
+        task_send_sent_event=True,
+        worker_hijack_root_logger=False,
+        broker_transport_options=transport_options(settings),
+    )
+    return app
+
+
+def transport_options(settings: Settings) -> dict[str, object]:
+    """Options of the broker's transport. The visibility timeout outlasts any step and retry (else it runs twice)."""
+    longest = settings.step_timeout + settings.check_timeout + settings.retry_backoff_max + 360
+    options: dict[str, object] = {
+        "visibility_timeout": max(6 * 3600, 3 * longest),
+        "unacked_restore_throttle": 1,  # else a sweep only every 100 s
+        "socket_connect_timeout": 5,
+        "health_check_interval": 25,
+        "global_keyprefix": "hyperagent:",
+    }
+    if not settings.broker.startswith("redis+socket"):
+        options |= {"socket_timeout": 30, "socket_keepalive": True}
+    return options
+
+
+def signature(app: Celery, name: str, *args: object) -> Signature:
+    """An immutable signature by name: a chain's link takes nothing from the link before."""
+    queue = app.conf.task_routes.get(name, {}).get("queue", STEPS)
+    return app.signature(name, args=args, immutable=True, queue=queue)
+
+
+def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]]) -> None:
+    """Send one linear segment, a list of (step id, generation), as a chain whose last link advances the workflow."""
+    steps = [signature(app, RUN_STEP, step_id, generation) for step_id, generation in links]
+    chain(*steps, signature(app, ADVANCE, workflow_id), app=app).apply_async()
