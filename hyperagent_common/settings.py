@@ -20,7 +20,7 @@ from hyperagent_common import settings_schema
 from hyperagent_common.errors import BadSettings, Fault
 
 PREFIX = "HYPERAGENT_"
-NOT_SETTINGS = {"HYPERAGENT_CONFIG", "HYPERAGENT_FAILPOINT", "HYPERAGENT_PARTS"}
+NOT_SETTINGS = {"HYPERAGENT_CONFIG", "HYPERAGENT_FAILPOINT", "HYPERAGENT_FAILPOINT_ONCE", "HYPERAGENT_PARTS"}
 """Names with our prefix that are read elsewhere."""
 
 

@@ -1,0 +1,3 @@
+"""The worker: everything that runs agents, git and Radicle."""
+
+from __future__ import annotations

@@ -1,0 +1,118 @@
+"""Checks of this host's parts, each with the sentence that says what to do: for the doctor, heartbeats and the API."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+
+from hyperagent_common import db
+from hyperagent_common.errors import DependencyDown, HyperagentError, NotReady
+from hyperagent_common.settings import Settings
+from hyperagent_tasks.parts import Parts
+
+MIN_FREE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `mend` says what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    message: str
+    mend: str = ""
+
+
+def run_without_parts(parts: Parts) -> list[Check]:
+    """The checks that need no chosen part."""
+    looks = {"database": _database, "broker": _broker, "storage": _storage, "gateway": _gateway, "disk": _disk}
+    return [_look(name, look, parts) for name, look in looks.items()]
+
+
+def run(parts: Parts) -> list[Check]:
+    """Every check, each within a few seconds, none stopping the next."""
+    looks: dict[str, Callable[[Parts], str]] = {
+        "database": _database,
+        "broker": _broker,
+        "storage": _storage,
+        "sandbox": _sandbox,
+        "gateway": _gateway,
+        "model": _model,
+        "forge": _forge,
+        "disk": _disk,
+    }
+    return [_look(name, look, parts) for name, look in looks.items()]
+
+
+def _look(name: str, look: Callable[[Parts], str], parts: Parts) -> Check:
+    try:
+        return Check(name, True, look(parts))
+    except HyperagentError as error:
+        return Check(name, False, error.message, error.mend)
+
+
+def _database(parts: Parts) -> str:
+    db.check(parts.settings.db_url)
+    return parts.settings.db_url.split(":", 1)[0]
+
+
+def redis_client(settings: Settings) -> redis.Redis:
+    """A client of the broker with short timeouts."""
+    url = settings.broker.replace("redis+socket://", "unix://", 1)
+    return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3)
+
+
+def _broker(parts: Parts) -> str:
+    mend = "Start Redis, or run `hyperagent up`, or mend HYPERAGENT_BROKER_URL."
+    client = redis_client(parts.settings)
+    try:
+        client.ping()
+        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+    except redis.RedisError as error:
+        raise DependencyDown(f"Redis does not answer: {error}", mend=mend) from error
+    finally:
+        client.close()
+    if policy not in (None, "noeviction"):
+        raise NotReady(
+            f"Redis may throw messages away: its maxmemory-policy is {policy}.", mend="Set it to noeviction."
+        )
+    return "redis"
+
+
+def _storage(parts: Parts) -> str:
+    parts.storage.check()
+    return parts.settings.storage
+
+
+def _sandbox(parts: Parts) -> str:
+    parts.runner.check()
+    return parts.runner.name
+
+
+def _gateway(parts: Parts) -> str:
+    parts.gateway.health()
+    return "answers"
+
+
+def _model(parts: Parts) -> str:
+    provider = parts.settings.agent_model.partition("/")[0]
+    fault = parts.gateway.fault(provider, parts.settings.agent_model)
+    if fault:
+        raise NotReady(fault)
+    return f"{parts.chosen.agent} with {parts.settings.agent_model}"
+
+
+def _forge(parts: Parts) -> str:
+    parts.forge.check()
+    health = parts.forge.health()
+    return f"{health.name}, {health.nid or 'no node'}, {health.peers} peers"
+
+
+def _disk(parts: Parts) -> str:
+    free = shutil.disk_usage(parts.settings.home).free
+    if free < MIN_FREE:
+        raise NotReady(f"Only {free >> 20} MiB are free in {parts.settings.home}.", mend="Make room there.")
+    return f"{free >> 30} GiB free"

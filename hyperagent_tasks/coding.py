@@ -1,0 +1,195 @@
+"""Hop run: the coder's conversation in an agent container, watched, metered at the gateway, kept whatever its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import BinaryIO, Literal
+
+from hyperagent_common import db, events
+from hyperagent_common.errors import AgentFailed, Cancelled, HyperagentError, LeaseLost, ProviderDown, RunnerTimeout
+from hyperagent_common.events import EventKind
+from hyperagent_common.ids import new_id
+from hyperagent_common.models import AgentRun, StepAttempt
+from hyperagent_tasks import claims, recording
+from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentTask, EndReason, StreamParser
+from hyperagent_tasks.claims import Lease
+from hyperagent_tasks.gateway.client import Grant, Observed, new_token
+from hyperagent_tasks.live import LiveLog
+from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.preparing import owner
+from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
+from hyperagent_tasks.spec import StepSpec, Workdir
+
+MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """An agent run that ended well."""
+
+    agent_run_id: str
+    agent: str
+    cli_version: str | None
+    outcome: AgentOutcome
+    observed: Observed
+    result: RunnerResult
+
+
+class Tee:
+    """The runner's sink: raw output to files, parsed events to the live log."""
+
+    def __init__(self, parser: StreamParser, live: LiveLog, stdout: BinaryIO, stderr: BinaryIO) -> None:
+        self._parser, self._live, self._files = parser, live, {"stdout": stdout, "stderr": stderr}
+
+    def __call__(self, stream: Literal["stdout", "stderr"], data: bytes, /) -> None:
+        self._files[stream].write(data)
+        if stream == "stdout":
+            for event in self._parser.feed(data):
+                self._live.write(event)
+
+
+def run(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Ran:
+    """Run the coder; its log is kept in any case. Raises `AgentFailed`, `ProviderDown`, `RunnerTimeout`, `LeaseLost`."""
+    agent = parts.agent(step.provider)
+    run_id = _open(parts, step, agent)
+    try:
+        ran = _converse(parts, step, work, lease, agent, run_id)
+    finally:
+        recording.keep_logs(parts, step, work)
+    _judge(ran, lease)
+    return ran
+
+
+def _open(parts: Parts, step: StepSpec, agent: Agent) -> str:
+    run_id = new_id()
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        moment = db.now(session)
+        session.add(
+            AgentRun(
+                id=run_id,
+                attempt_id=attempt.id,
+                role="coder",
+                provider=agent.name,
+                model=step.model,
+                log_key=f"{step.attempt_key}/agent-stream.jsonl",
+                started_at=moment,
+            )
+        )
+        said = {"agent": agent.name, "model": step.model, "sandbox": parts.runner.name}
+        events.record(session, EventKind.AGENT_STARTED, step=row, attempt=attempt, at=moment, **said)
+    return run_id
+
+
+def _converse(parts: Parts, step: StepSpec, work: Workdir, lease: Lease, agent: Agent, run_id: str) -> Ran:
+    token = new_token()
+    grant = _grant(parts, step, work, run_id, token)
+    base_url = parts.gateway.base_url(sandbox=parts.runner.name)
+    task = AgentTask(
+        title=step.title,
+        prompt=step.prompt(),
+        model=step.model,
+        base_url=f"{base_url}/t/{token}/v1",
+        token=token,
+    )
+    parser = agent.parser()
+    live = LiveLog(parts.settings.broker, step.claim.attempt_id)
+    parts.gateway.open(grant)
+    try:
+        with (work.kept / "agent-stream.jsonl").open("wb") as out, (work.kept / "agent-stderr.txt").open("wb") as err:
+            result = parts.runner.run(
+                _run_spec(parts, step, work, agent, task), sink=Tee(parser, live, out, err), cancelled=lease.lost
+            )
+    finally:
+        observed = parts.gateway.close(run_id)
+        live.close()
+    outcome = parser.outcome(result)
+    version = parts.agent_version(agent)
+    _close(parts, step, run_id, outcome, observed, result, version)
+    return Ran(run_id, agent.name, version, outcome, observed, result)
+
+
+def _grant(parts: Parts, step: StepSpec, work: Workdir, run_id: str, token: str) -> Grant:
+    provider, _, model = step.model.partition("/")
+    return Grant(
+        agent_run_id=run_id,
+        attempt_id=step.claim.attempt_id,
+        token_sha256=hashlib.sha256(token.encode()).hexdigest(),
+        step_key=step.claim.key,
+        role="coder",
+        provider=provider,
+        model=model,
+        max_requests=parts.settings.agent_max_requests,
+        expires_at=datetime.now(UTC) + timedelta(seconds=parts.settings.step_timeout + 60),
+        log_path=str(work.kept / "gateway.jsonl"),
+    )
+
+
+def _run_spec(parts: Parts, step: StepSpec, work: Workdir, agent: Agent, task: AgentTask) -> RunSpec:
+    command = agent.command(task)
+    files = work.inp / "prompt"
+    files.mkdir(mode=0o755)
+    for name, data in command.files.items():
+        (files / name).write_bytes(data)
+    timeout = parts.settings.step_timeout
+    return RunSpec(
+        role="agent",
+        argv=command.argv,
+        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
+        owner=owner(parts, step, timeout),
+        mounts=[
+            Mount(work.ws, "/workspace", read_only=False),
+            Mount(work.inp, "/in"),
+            Mount(work.logs, "/logs", read_only=False),
+        ],
+        timeout=timeout,
+        gateway_socket=parts.gateway.data_socket,
+    )
+
+
+def _close(
+    parts: Parts,
+    step: StepSpec,
+    run_id: str,
+    outcome: AgentOutcome,
+    observed: Observed,
+    result: RunnerResult,
+    version: str | None,
+) -> None:
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        run = session.get_one(AgentRun, run_id)
+        run.end_reason, run.sentence, run.session_id = outcome.reason, outcome.sentence, outcome.session_id
+        run.exit_code, run.container_id, run.image_id = result.exit_code, result.container_id, result.image_id
+        run.input_tokens, run.output_tokens, run.cached_tokens = observed.input, observed.output, observed.cached
+        run.requests, run.cost_usd, run.cli_version = observed.requests, observed.cost, version
+        run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
+        run.finished_at = result.finished_at
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        said = {
+            "reason": str(outcome.reason),
+            "requests": observed.requests,
+            "tokens": observed.input + observed.output,
+        }
+        took = (result.finished_at - result.started_at).total_seconds()
+        events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)
+
+
+def _judge(ran: Ran, lease: Lease) -> None:
+    """An agent's end as our error, or nothing where it ended well."""
+    if lease.lost():
+        raise LeaseLost()
+    if ran.outcome.ok:
+        return
+    raise failure(ran.outcome.reason)(f"The agent {ran.agent} did not do its work: {ran.outcome.sentence}")
+
+
+def failure(reason: EndReason) -> Callable[[str], HyperagentError]:
+    """The class of error an end reason stands for."""
+    if reason is EndReason.TIMED_OUT:
+        return RunnerTimeout
+    if reason is EndReason.CANCELLED:
+        return Cancelled
+    return ProviderDown if reason in MAY_PASS else AgentFailed

@@ -1,0 +1,100 @@
+"""Hops decide and prepare: refuse before anything is spent, fix the branch's base, fill the workspace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady
+from hyperagent_common.models import StepAttempt, Workflow
+from hyperagent_tasks import claims
+from hyperagent_tasks.parts import Parts, instance
+from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
+from hyperagent_tasks.spec import StepSpec, Workdir
+
+SCRIPTS = "/usr/local/lib/hyperagent"
+MATERIALISE_SECONDS = 300.0
+
+
+def decide(parts: Parts, step: StepSpec) -> None:
+    """Everything a step needs is there, or it ends here with the sentence that says what is not."""
+    parts.runner.check()
+    parts.forge.check()
+    if not step.rid:
+        raise ForgeRefused(f"The project {step.project} is not registered on the forge.", mend="Register it again.")
+    provider, _, _model = step.model.partition("/")
+    fault = parts.gateway.fault(provider, step.model)
+    if fault:
+        raise NotReady(fault)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        attempt.sandbox, attempt.forge = parts.runner.name, parts.forge.name
+
+
+def branch(parts: Parts, step: StepSpec) -> StepSpec:
+    """The workflow's branch exists; its base is the default branch as it was when the first step began."""
+    base = step.base
+    if base is None:
+        head = parts.gitgate.refresh(step.project, step.source, step.default_branch)
+        with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
+            workflow = session.get_one(Workflow, step.claim.workflow_id, with_for_update=True)
+            workflow.base_commit = base = workflow.base_commit or head
+    parts.gitgate.start_branch(step.project, step.branch, base)
+    return replace(step, base=base)
+
+
+def owner(parts: Parts, step: StepSpec, seconds: float) -> Owner:
+    """Whose container it is, until when."""
+    return Owner(
+        instance=instance(parts.settings),
+        workflow_id=step.claim.workflow_id,
+        step_id=step.claim.step_id,
+        attempt_id=step.claim.attempt_id,
+        fence=step.claim.fence,
+        deadline=step.claim.claimed_at + timedelta(seconds=seconds + 60),
+    )
+
+
+def workspace(parts: Parts, step: StepSpec) -> Workdir:
+    """A workspace holding a fresh clone of the branch's tip, made in a container of its own."""
+    reap_older(parts, step)
+    work = Workdir(parts.settings.home / "work" / step.claim.attempt_id)
+    work.make()
+    for path in (work.ws, work.out, work.checked, work.logs):
+        parts.runner.workspace(path)
+    tip = parts.gitgate.tip(step.project, step.branch)
+    parts.gitgate.base_bundle(step.project, tip, work.inp / "base.bundle")
+    (work.kept / "base").write_text(tip)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
+        session.get_one(StepAttempt, step.claim.attempt_id).base_commit = tip
+    result = parts.runner.run(
+        RunSpec(
+            role="materialise",
+            argv=[f"{SCRIPTS}/materialise.sh"],
+            owner=owner(parts, step, MATERIALISE_SECONDS),
+            mounts=[Mount(work.ws, "/workspace", read_only=False), Mount(work.inp, "/in")],
+            env={"WORKSPACE": "/workspace", "IN": "/in"},
+            timeout=MATERIALISE_SECONDS,
+        )
+    )
+    must(result, "The workspace could not be made")
+    return work
+
+
+def reap_older(parts: Parts, step: StepSpec) -> None:
+    """End what an earlier attempt of this step left running on this host."""
+
+    def keep(labels: object) -> bool:
+        said = dict(labels) if isinstance(labels, dict) else {}
+        return said.get("hyperagent.step") != step.claim.step_id or said.get("hyperagent.fence") == str(
+            step.claim.fence
+        )
+
+    parts.runner.reap(keep)
+
+
+def must(result: RunnerResult, what: str) -> None:
+    """Raise `DependencyDown` where one of our own scripts failed in its container."""
+    if not result.ok:
+        tail = (result.stderr_tail or result.stdout_tail).strip()[-500:]
+        raise DependencyDown(f"{what}: {result.ended}, exit code {result.exit_code}: {tail}")

@@ -1,0 +1,131 @@
+"""Hop record: logs, bundles and provenance go to shared storage, each with its row, also of failed attempts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import select
+
+from hyperagent_common import __version__, db
+from hyperagent_common import provenance as statements
+from hyperagent_common.errors import HyperagentError
+from hyperagent_common.models import Artifact
+from hyperagent_common.provenance import Byproduct, StepFacts
+from hyperagent_common.storage import Stored
+from hyperagent_tasks import claims, intake
+from hyperagent_tasks.claims import Claim
+from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.radicle.base import Published
+from hyperagent_tasks.spec import Made, StepSpec, Workdir
+
+log = logging.getLogger(__name__)
+OBSERVED, CLAIMED = "observed", "claimed"
+MEDIA = {".jsonl": "application/jsonl", ".json": "application/json", ".txt": "text/plain", ".log": "text/plain"}
+
+
+def keep_logs(parts: Parts, step: StepSpec, work: Workdir) -> None:
+    """Store what the agent and the gateway said, and the files the agent left as logs."""
+    kept = [("agent-stream.jsonl", CLAIMED), ("agent-stderr.txt", CLAIMED), ("gateway.jsonl", OBSERVED)]
+    for name, trust in kept:
+        _keep_file(parts, step, work.kept / name, name, trust)
+    for source, prefix in ((work.logs, ""), (work.ws, ".hyperagent/workflow-logs")):
+        taken = work.kept / ("logs" if not prefix else "workspace-logs")
+        report = intake.take(source, taken, under=prefix)
+        for name in report.names:
+            _keep_file(parts, step, taken / name, f"workflow-logs/{name}", CLAIMED)
+        if report.refused:
+            text = json.dumps([{"name": r.name, "reason": r.reason} for r in report.refused]).encode()
+            _keep(parts, step, f"intake-refused{'-ws' if prefix else ''}.json", text, OBSERVED)
+
+
+def keep_checks(parts: Parts, step: StepSpec, work: Workdir) -> None:
+    """Store what the checks printed."""
+    _keep_file(parts, step, work.kept / "checks.txt", "checks.txt", OBSERVED)
+
+
+def _keep_file(parts: Parts, step: StepSpec, path: Path, name: str, trust: str) -> None:
+    if path.is_file() and path.stat().st_size:
+        _keep(parts, step, name, path.read_bytes(), trust)
+
+
+def _keep(parts: Parts, step: StepSpec, name: str, data: bytes, trust: str) -> Stored:
+    stored = parts.storage.put(f"{step.attempt_key}/{name}", data)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
+        known = (Artifact.attempt_id == step.claim.attempt_id, Artifact.name == name)
+        if session.scalar(select(Artifact.id).where(*known)) is None:
+            session.add(
+                Artifact(
+                    workflow_id=step.claim.workflow_id,
+                    step_id=step.claim.step_id,
+                    attempt_id=step.claim.attempt_id,
+                    name=name,
+                    key=stored.key,
+                    media_type=MEDIA.get(Path(name).suffix, "application/octet-stream"),
+                    size=stored.size,
+                    sha256=stored.sha256,
+                    trust=trust,
+                    created_at=db.now(session),
+                )
+            )
+    return stored
+
+
+def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -> None:
+    """Store the sealed bundle, the checks' output and the statement of what produced this commit."""
+    work = Workdir(parts.settings.home / "work" / step.claim.attempt_id)
+    keep_checks(parts, step, work)
+    _keep_file(parts, step, work.out / "out.bundle", "sealed.bundle", CLAIMED)
+    with db.transaction(parts.settings.db_url, reading=True) as session:
+        rows = session.scalars(select(Artifact).where(Artifact.attempt_id == step.claim.attempt_id)).all()
+        moment = db.now(session)
+    kept = [Byproduct(a.name, a.sha256, a.media_type, a.trust, parts.storage.location(a.key)) for a in rows]
+    facts = _facts(parts, step, made, published, kept, moment)
+    _keep(parts, step, "provenance.json", statements.encode(statements.statement(facts)), OBSERVED)
+
+
+def _facts(
+    parts: Parts, step: StepSpec, made: Made, published: Published, kept: list[Byproduct], moment: datetime
+) -> StepFacts:
+    claim = step.claim
+    return StepFacts(
+        subject=f"git+{step.rid}/refs/heads/{step.branch}",
+        commit=made.commit,
+        tree=made.tree,
+        base=step.base or "",
+        builder=f"hyperagent://{parts.worker}",
+        version=__version__,
+        invocation=f"{claim.workflow_id}/{claim.key}/{claim.attempt_id}",
+        started_at=claim.claimed_at,
+        finished_at=moment,
+        external={
+            "workflow": {"id": claim.workflow_id, "planDigest": step.plan_digest, "title": step.workflow_title},
+            "step": claim.key,
+            "attempt": claim.number,
+            "model": step.model,
+            "promptDigest": hashlib.sha256(step.prompt().encode()).hexdigest(),
+            "checks": list(step.checks),
+            "requestedBy": step.requested_by,
+        },
+        internal={"sandbox": parts.runner.name, "forge": parts.forge.name, "fence": claim.fence},
+        dependencies=[{"uri": f"git+{step.rid}", "digest": {"gitCommit": step.base}, "name": "base"}],
+        extension={
+            "seen": dict(made.seen),
+            "patch": {"id": published.patch_id, "revision": published.revision_id, "forge": parts.forge.name},
+        },
+        byproducts=kept,
+    )
+
+
+def clean(parts: Parts, claim: Claim) -> None:
+    """Remove the attempt's directories; a failure is said, and the reconciler tries again."""
+    path = parts.settings.home / "work" / claim.attempt_id
+    try:
+        if path.exists():
+            parts.runner.remove_tree(path)
+        parts.gitgate.drop(claim.attempt_id)
+    except (HyperagentError, OSError) as error:
+        log.warning("workspace.kept", extra={"path": str(path), "error": str(error)})

@@ -1,0 +1,179 @@
+"""Hops seal, check, commit: the workspace becomes a bundle, the bundle a checked tree, the tree a commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from hyperagent_common import events
+from hyperagent_common.errors import AgentFailed, ChecksFailed, LeaseLost, RunnerTimeout
+from hyperagent_common.events import EventKind
+from hyperagent_common.models import CheckResult, StepAttempt
+from hyperagent_tasks import claims, intake, recording
+from hyperagent_tasks.claims import Lease
+from hyperagent_tasks.coding import Ran
+from hyperagent_tasks.gitgate import Sealed, TreePolicy
+from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.preparing import SCRIPTS, must, owner
+from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
+from hyperagent_tasks.spec import Made, StepSpec, Workdir
+
+SEAL_SECONDS = 300.0
+
+
+def made_before(parts: Parts, step: StepSpec) -> Made | None:
+    """The commit an earlier attempt made before its worker died: found by its trailer, never made twice."""
+    commit = parts.gitgate.find_step_commit(step.project, step.branch, step.claim.step_id)
+    return None if commit is None else Made(commit, None, {"resumed": True})
+
+
+def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Sealed:
+    """Seal the workspace, import the result through quarantine, and run the checks on it meanwhile."""
+    must(parts.runner.run(_seal_spec(parts, step, work), cancelled=lease.lost), "The workspace could not be sealed")
+    bundle = work.out / "out.bundle"
+    if not bundle.exists():
+        raise AgentFailed("The agent said it was done and changed nothing.", mend="Say in the plan what must change.")
+    with ThreadPoolExecutor(1, thread_name_prefix="check") as pool:
+        checking = pool.submit(_check, parts, step, work, lease)
+        sealed = parts.gitgate.import_seal(
+            step.project, work.inp / "base.bundle", bundle, (work.kept / "base").read_text(), TreePolicy()
+        )
+        checked = checking.result()
+    if lease.lost():
+        raise LeaseLost()
+    _record_checks(parts, step, work, checked, sealed)
+    return sealed
+
+
+def _seal_spec(parts: Parts, step: StepSpec, work: Workdir) -> RunSpec:
+    return RunSpec(
+        role="seal",
+        argv=[f"{SCRIPTS}/seal.sh"],
+        owner=owner(parts, step, SEAL_SECONDS),
+        mounts=[Mount(work.ws, "/workspace"), Mount(work.inp, "/in"), Mount(work.out, "/out", read_only=False)],
+        env={"WORKSPACE": "/workspace", "IN": "/in", "OUT": "/out"},
+        timeout=SEAL_SECONDS,
+    )
+
+
+def _check(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> RunnerResult | None:
+    """The project's checks in a fresh container on the sealed commit; None where there are none."""
+    if not step.checks:
+        return None
+    with (work.kept / "checks.txt").open("wb") as out:
+        return parts.runner.run(
+            RunSpec(
+                role="check",
+                argv=[f"{SCRIPTS}/check.sh", *step.checks],
+                owner=owner(parts, step, parts.settings.check_timeout),
+                mounts=[
+                    Mount(work.inp, "/in"),
+                    Mount(work.out / "out.bundle", "/in-sealed/out.bundle"),
+                    Mount(work.checked, "/out", read_only=False),
+                ],
+                env={"IN": "/in", "SEALED": "/in-sealed/out.bundle", "OUT": "/out"},
+                workdir="/tmp",
+                timeout=parts.settings.check_timeout,
+                output_limit=16 << 20,
+            ),
+            sink=lambda _stream, data: out.write(data) and None,
+            cancelled=lease.lost,
+        )
+
+
+def _record_checks(parts: Parts, step: StepSpec, work: Workdir, checked: RunnerResult | None, sealed: Sealed) -> None:
+    rows = _results(work, step.checks, checked)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        session.add_all(CheckResult(attempt_id=attempt.id, **values) for values in rows)
+        changed = {"files": len(sealed.changed_files), "insertions": sealed.insertions, "deletions": sealed.deletions}
+        events.record(session, EventKind.SEALED, step=row, attempt=attempt, **changed)
+        if checked is not None:
+            took = (checked.finished_at - checked.started_at).total_seconds()
+            events.record(session, EventKind.CHECKED, step=row, attempt=attempt, latency=took, passed=checked.ok)
+    if checked is None or checked.ok:
+        return
+    recording.keep_checks(parts, step, work)
+    if checked.ended == "timeout":
+        raise RunnerTimeout(f"The checks did not end within {parts.settings.check_timeout:.0f} s.")
+    failed = [values["command"] for values in rows if not values["passed"]] or list(step.checks)
+    raise ChecksFailed(f"The checks refuse the agent's work: {'; '.join(failed)}")
+
+
+def _results(work: Workdir, commands: Sequence[str], checked: RunnerResult | None) -> list[dict[str, Any]]:
+    """One row a command. The container's exit code decides; what each command printed is what the container claims."""
+    if checked is None:
+        return []
+    claimed = _claimed(work)
+    rows = []
+    for position, command in enumerate(commands):
+        said = claimed[position] if position < len(claimed) else {}
+        exit_code = said.get("exit_code") if isinstance(said.get("exit_code"), int) else None
+        seconds = said.get("seconds") if isinstance(said.get("seconds"), (int, float)) else None
+        rows.append(
+            {
+                "position": position,
+                "command": command,
+                "exit_code": exit_code,
+                "passed": checked.ok or exit_code == 0,
+                "seconds": seconds,
+                "output_tail": str(said.get("output", ""))[-4000:].replace("\x00", "\ufffd"),
+            }
+        )
+    return rows
+
+
+def _claimed(work: Workdir) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    data = intake.read_small(work.checked, "checks.json", limit=4 << 20)
+    for line in (data or b"").decode("utf-8", "replace").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def commit(parts: Parts, step: StepSpec, ran: Ran, sealed: Sealed) -> Made:
+    """The host makes the commit, with trailers that say what made it; the branch moves once."""
+    with claims.fenced(parts.settings.db_url, step.claim):
+        pass  # who lost the lease commits nothing
+    result = parts.gitgate.commit(
+        step.project,
+        step.branch,
+        sealed.base,
+        sealed.tree,
+        message=f"{step.title}\n\n{step.instructions.strip()[:2000]}",
+        trailers={
+            "Hyperagent-Workflow": step.claim.workflow_id,
+            "Hyperagent-Step": step.claim.step_id,
+            "Hyperagent-Attempt": step.claim.attempt_id,
+            "Assisted-by": f"{ran.agent}:{step.model}",
+        },
+        when=step.claim.claimed_at,
+    )
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        row.commit = result.commit
+        events.record(session, EventKind.COMMITTED, step=row, attempt=attempt, commit=result.commit)
+    return Made(result.commit, result.tree, _seen(ran, sealed, result.tip_moved))
+
+
+def _seen(ran: Ran, sealed: Sealed, rebased: bool) -> dict[str, Any]:
+    """What this side saw of the run, as JSON values; what the CLI only said stands under `claimed`."""
+    observed, result = ran.observed, ran.result
+    return {
+        "agent": {"name": ran.agent, "version": ran.cli_version, "session": ran.outcome.session_id},
+        "image": result.image_id,
+        "container": result.container_id,
+        "exitCode": result.exit_code,
+        "observed": {"inputTokens": observed.input, "outputTokens": observed.output, "requests": observed.requests},
+        "claimed": {"usage": asdict(ran.outcome.usage), "toolCalls": ran.outcome.tool_calls},
+        "diff": {"files": len(sealed.changed_files), "insertions": sealed.insertions, "deletions": sealed.deletions},
+        "rebased": rebased,
+    }

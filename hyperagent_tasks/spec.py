@@ -1,0 +1,133 @@
+"""StepSpec: everything a step's hops need to know, read once from the database and frozen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from hyperagent_common.models import Workflow, WorkflowStep
+from hyperagent_tasks.claims import Claim
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One attempt's work: what to do, on which project and branch, by which agent."""
+
+    claim: Claim
+    project: str
+    source: str
+    default_branch: str
+    rid: str
+    branch: str
+    workflow_title: str
+    workflow_body: str
+    plan_digest: str
+    requested_by: str
+    title: str
+    instructions: str
+    checks: Sequence[str]
+    details: Mapping[str, Any]
+    provider: str
+    model: str
+    base: str | None
+
+    @property
+    def attempt_key(self) -> str:
+        """Prefix of everything this attempt stores."""
+        return f"workflows/{self.claim.workflow_id}/{self.claim.key}/{self.claim.attempt_id}"
+
+    def prompt(self) -> str:
+        """What the coder is told."""
+        checks = "\n".join(f"  $ {command}" for command in self.checks)
+        tail = f"\n\nThese checks are run on your work afterwards and must pass:\n{checks}" if self.checks else ""
+        return f"# {self.title}\n\n{self.instructions}{tail}"
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Directories of one attempt on this host: `ws` the workspace, `inp` read-only input, `out`, `logs`."""
+
+    root: Path
+
+    @property
+    def ws(self) -> Path:
+        """Mounted at /workspace."""
+        return self.root / "ws"
+
+    @property
+    def inp(self) -> Path:
+        """Mounted read-only at /in."""
+        return self.root / "in"
+
+    @property
+    def out(self) -> Path:
+        """Mounted at /out in the sealer, read-only in the check container."""
+        return self.root / "out"
+
+    @property
+    def checked(self) -> Path:
+        """Mounted at /out in the check container."""
+        return self.root / "checked"
+
+    @property
+    def logs(self) -> Path:
+        """Mounted at /logs: the agent's structured logs."""
+        return self.root / "logs"
+
+    @property
+    def kept(self) -> Path:
+        """What this side writes itself; never mounted."""
+        return self.root / "kept"
+
+    def make(self) -> None:
+        """Make the directories afresh."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        for path in (self.ws, self.inp, self.out, self.checked, self.logs, self.kept):
+            path.mkdir(parents=True, mode=0o700)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step's commit. `tree` is None where an earlier attempt made it; `seen` is what this attempt saw on the way."""
+
+    commit: str
+    tree: str | None
+    seen: Mapping[str, Any]
+
+
+def read(session: Session, claim: Claim, *, provider: str, model: str) -> StepSpec:
+    """The spec of a claimed step; `provider` and `model` are the deployment's, overridden by project and task."""
+    step = session.get_one(WorkflowStep, claim.step_id)
+    workflow = session.get_one(Workflow, claim.workflow_id)
+    task, project, plan = step.planner_task, workflow.project, workflow.plan
+    chosen = {**project.settings, **task.details}
+    return StepSpec(
+        claim=claim,
+        project=project.name,
+        source=project.source,
+        default_branch=project.default_branch,
+        rid=project.rid or "",
+        branch=workflow.branch,
+        workflow_title=workflow.title,
+        workflow_body=_body(workflow),
+        plan_digest=plan.digest,
+        requested_by=workflow.requested_by,
+        title=task.title,
+        instructions=task.instructions,
+        checks=tuple(task.checks) or tuple(project.settings.get("checks", ())),
+        details=task.details,
+        provider=str(chosen.get("agent_provider", provider)),
+        model=str(chosen.get("agent_model", model)),
+        base=workflow.base_commit,
+    )
+
+
+def _body(workflow: Workflow) -> str:
+    lines = [workflow.plan.description.strip(), ""] if workflow.plan.description.strip() else []
+    lines += [f"- {step.planner_task.title}" for step in workflow.steps]
+    return "\n".join([*lines, "", f"HyperAgent workflow {workflow.id}"])

@@ -1,0 +1,51 @@
+"""The whole life of a step: claim, decide, prepare, run, seal, check, commit, publish, record, advance."""
+
+from __future__ import annotations
+
+from hyperagent_common import db
+from hyperagent_tasks import claims, coding, preparing, publish, recording, sealing, spec
+from hyperagent_tasks.claims import Claim, Lease
+from hyperagent_tasks.failpoints import failpoint
+from hyperagent_tasks.parts import Parts
+
+
+def run_step(parts: Parts, step_id: str, generation: int) -> str:
+    """Carry one step to its commit and patch. Raises `StepTaken`, or a `HyperagentError` that says how it failed."""
+    s = parts.settings
+    claim = claims.take(s.db_url, parts.app, step_id, generation, parts.worker, s.lease_seconds)
+    failpoint("after_claim")
+    with Lease(s.db_url, claim, s.lease_seconds, s.heartbeat_seconds) as lease:
+        return _settle(parts, claim, lease)
+
+
+def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
+    """Run the hops; where they fail, write how the step stands before the error goes on to Celery."""
+    try:
+        return carry_out(parts, claim, lease)
+    except Exception as error:
+        raise claims.fail(parts.settings.db_url, parts.app, claim, error) from error
+    finally:
+        recording.clean(parts, claim)
+
+
+def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
+    """The hops, one after the other; each leaves its trace before the next begins. Returns the commit."""
+    with db.transaction(parts.settings.db_url, reading=True) as session:
+        step = spec.read(session, claim, provider=parts.settings.agent_provider, model=parts.settings.agent_model)
+    preparing.decide(parts, step)
+    step = preparing.branch(parts, step)
+    made = sealing.made_before(parts, step)
+    if made is None:
+        work = preparing.workspace(parts, step)
+        ran = coding.run(parts, step, work, lease)
+        failpoint("after_agent")
+        sealed = sealing.seal(parts, step, work, lease)
+        failpoint("after_seal")
+        made = sealing.commit(parts, step, ran, sealed)
+        failpoint("after_commit")
+    published = publish.publish(parts, step, made)
+    failpoint("after_publish")
+    recording.provenance(parts, step, made, published)
+    failpoint("before_finish")
+    claims.finish(parts.settings.db_url, parts.app, claim, made.commit)
+    return made.commit

@@ -1,0 +1,89 @@
+"""The Celery worker: `celery -A hyperagent_tasks.worker worker`. Gives the task names of `queue` their bodies."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Task, signals
+from celery.exceptions import Ignore
+
+from hyperagent_common import db, queue, settings, telemetry, workflows
+from hyperagent_common.errors import BadSettings, Transient
+from hyperagent_tasks import heartbeat, projects, steps, upkeep
+from hyperagent_tasks.claims import StepTaken
+from hyperagent_tasks.parts import Parts
+
+log = logging.getLogger(__name__)
+try:
+    SETTINGS = settings.load()
+except BadSettings as error:
+    raise SystemExit(str(error)) from error
+app = queue.make(SETTINGS)
+app.set_default()
+app.conf.beat_schedule = {
+    "reconcile": {
+        "task": queue.RECONCILE,
+        "schedule": SETTINGS.reconcile_seconds,
+        "options": {"queue": queue.CONTROL, "expires": SETTINGS.reconcile_seconds},
+    }
+}
+PARTS = Parts(SETTINGS, app)
+RETRY: dict[str, Any] = {
+    "autoretry_for": (Transient,),
+    "retry_backoff": SETTINGS.retry_backoff,
+    "retry_backoff_max": SETTINGS.retry_backoff_max,
+    "retry_jitter": True,
+}
+
+
+@app.task(name=queue.RUN_STEP, bind=True, max_retries=SETTINGS.max_attempts + 5, **RETRY)
+def run_step(task: Task, step_id: str, generation: int) -> None:
+    """Carry out one step. A duplicate delivery ends quietly: where the step is done, the chain goes on."""
+    try:
+        steps.run_step(PARTS, step_id, generation)
+    except StepTaken as taken:
+        log.info("step.refused", extra={"step_id": step_id, "generation": generation, "done": taken.done})
+        if not taken.done:
+            raise Ignore() from taken
+
+
+@app.task(name=queue.ADVANCE, bind=True, max_retries=10, **RETRY)
+def advance(task: Task, workflow_id: str) -> None:
+    """The last link of a segment: queue what became ready, end the workflow where it ended."""
+    with db.transaction(SETTINGS.db_url) as session:
+        workflows.advance(session, app, workflow_id)
+
+
+@app.task(name=queue.REGISTER, bind=True, max_retries=3, **RETRY)
+def register_project(task: Task, project_id: str) -> None:
+    """Register a project."""
+    projects.register(PARTS, project_id)
+
+
+@app.task(name=queue.RECONCILE, bind=True)
+def reconcile(task: Task) -> None:
+    """Find what should be moving and is not."""
+    upkeep.reconcile(PARTS)
+
+
+@signals.setup_logging.connect
+def _logging(**_: object) -> None:
+    telemetry.configure(SETTINGS, "worker")
+
+
+@signals.worker_process_init.connect
+def _child(**_: object) -> None:
+    """Connections do not cross a fork."""
+    PARTS.forget_connections()
+    db.engine(SETTINGS.db_url).dispose(close=False)
+
+
+@signals.worker_ready.connect
+def _ready(sender: Any, **_: object) -> None:
+    heartbeat.start(PARTS, sender.hostname)
+
+
+@signals.worker_shutting_down.connect
+def _stopping(**_: object) -> None:
+    heartbeat.stop()

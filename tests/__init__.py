@@ -1,0 +1,3 @@
+"""Tests, harnesses and benchmarks of HyperAgent."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Bench tests."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Contract tests."""
+
+from __future__ import annotations
