@@ -1,0 +1,84 @@
+"""Real servers for tests: each in its own directory, on loopback or a Unix socket, ended by its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests import parts
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """Wait until the process answers on a loopback port."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{process.args} did not answer within {seconds} s")
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """End the process at the end."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(15)
+
+
+@contextlib.contextmanager
+def redis_server(directory: Path) -> Iterator[str]:
+    """Debian's Redis with AOF and noeviction; gives its URL."""
+    port = free_port()
+    directory.mkdir(parents=True, exist_ok=True)
+    argv = [parts.require_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    argv += ["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", ""]
+    with ended(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)) as process:
+        wait_for(port, process)
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL of its own; gives the URL of its `postgres` database."""
+    programs = parts.require_postgres()
+    directory = Path(f"/tmp/ha-pg-{uuid.uuid4().hex[:8]}")
+    directory.mkdir(mode=0o700)
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
+    if as_user:
+        shutil.chown(directory, "postgres", "postgres")
+    port, data = free_port(), directory / "data"
+    try:
+        init = [*as_user, str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", user, "--no-sync"]
+        subprocess.run(init, check=True, stdout=subprocess.DEVNULL, timeout=120, cwd="/")
+        argv = [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(directory)]
+        argv += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        log = (directory / "log").open("wb")
+        with log, ended(subprocess.Popen(argv, stdout=log, stderr=log, cwd="/")) as process:
+            wait_for(port, process)
+            yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
