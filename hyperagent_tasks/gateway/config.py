@@ -1,0 +1,74 @@
+"""The gateway's configuration: model providers with their keys, and where scenarios are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from hyperagent_common.errors import BadSettings, Fault
+from hyperagent_common.settings import Secret, Settings
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One model provider: `openai` (OpenAI-compatible, at `base_url`) or `replay` (answers from scenario files)."""
+
+    name: str
+    kind: str
+    base_url: str = ""
+    api_key: Secret = Secret("")
+    models: dict[str, str] = field(default_factory=dict)
+
+    def upstream_model(self, model: str) -> str:
+        """The provider's own name of a model."""
+        return self.models.get(model, model)
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """Everything the gateway is told. Times in seconds."""
+
+    run_dir: Path
+    providers: dict[str, Provider]
+    scenario_dirs: tuple[Path, ...]
+    connect_timeout: float = 10.0
+    head_timeout: float = 300.0
+    idle_timeout: float = 120.0
+    tries: int = 3
+    pause: float = 1.0
+    longest_pause: float = 30.0
+
+    @property
+    def data_socket(self) -> Path:
+        """Where agents connect; its directory is mounted into their containers."""
+        return self.run_dir / "gateway" / "llm.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where workers ask for grants; never mounted."""
+        return self.run_dir / "gateway-control" / "control.sock"
+
+
+def from_settings(settings: Settings) -> GatewayConfig:
+    """The configuration of this host. Raises `BadSettings` where a key file cannot be read."""
+    providers = {"replay": Provider("replay", "replay")}
+    faults: list[Fault] = []
+    for name, said in settings.providers.items():
+        key = said["api_key"] or _key(name, said["api_key_file"], faults)
+        providers[name] = Provider(name, said["kind"], said["base_url"].rstrip("/"), Secret(key), said["models"])
+    if faults:
+        raise BadSettings("A provider's key cannot be read.", faults=faults)
+    bundled = Path(str(resources.files("hyperagent_tasks.gateway") / "scenarios"))
+    dirs = (*(Path(d).expanduser() for d in settings.scenario_dirs), bundled)
+    return GatewayConfig(settings.run_dir, providers, dirs)
+
+
+def _key(name: str, path: str, faults: list[Fault]) -> str:
+    if not path:
+        return ""
+    try:
+        return Path(path).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(Fault(f"providers.{name}.api_key_file", f"cannot be read: {error}"))
+        return ""

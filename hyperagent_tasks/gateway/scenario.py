@@ -1,0 +1,185 @@
+"""Scenario files: what the replay provider answers, turn by turn, and which failures it injects."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+
+from hyperagent_common.errors import BadInput, Fault, NotFound
+from hyperagent_tasks.gateway.dialects.openai_chat import Asked
+
+MAX_FILE = 4 << 20
+SHELL_TOOLS = ("bash", "shell", "run_shell_command", "exec_command")
+WRITE_TOOLS = {"write": ("filePath", "content"), "write_file": ("file_path", "content")}
+
+
+class CallSchema(Schema):
+    """One tool call: a canonical `op` (write, shell, read) or a raw `name` with `args`."""
+
+    op = fields.String(validate=validate.OneOf(["write", "shell", "read"]))
+    path = fields.String()
+    content = fields.String()
+    command = fields.String()
+    name = fields.String()
+    args = fields.Dict()
+
+    @validates_schema
+    def _whole(self, data: dict[str, Any], **_: Any) -> None:
+        needs = {"write": {"path", "content"}, "shell": {"command"}, "read": {"path"}}.get(data.get("op", ""), {"name"})
+        missing = needs - data.keys()
+        if missing:
+            raise ValidationError(f"needs {', '.join(sorted(missing))}")
+
+
+class UsageSchema(Schema):
+    """Tokens the answer claims."""
+
+    input = fields.Integer(load_default=100)
+    output = fields.Integer(load_default=20)
+    cached = fields.Integer(load_default=0)
+
+
+class ExpectSchema(Schema):
+    """What the request must hold for this turn."""
+
+    user_contains = fields.String()
+    tool_result_contains = fields.String()
+    tools_include = fields.List(fields.String())
+
+
+class TurnSchema(Schema):
+    """One answer."""
+
+    text = fields.String(load_default="")
+    calls = fields.List(fields.Nested(CallSchema), load_default=list)
+    finish = fields.String(validate=validate.OneOf(["stop", "length", "tool_calls", "content_filter"]))
+    usage = fields.Nested(UsageSchema, load_default=lambda: {"input": 100, "output": 20, "cached": 0})
+    expect = fields.Nested(ExpectSchema, load_default=dict)
+
+
+class FaultSchema(Schema):
+    """One injected failure, at a turn (every turn where none is named), for the first `attempts` tries."""
+
+    turn = fields.Integer()
+    attempts = fields.Integer(load_default=1 << 30)
+    status = fields.Integer(validate=validate.Range(400, 599))
+    message = fields.String(load_default="")
+    headers = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)
+    drop = fields.Boolean(load_default=False)
+    delay_s = fields.Float(load_default=0.0, validate=validate.Range(0, 600))
+    hang_s = fields.Float(load_default=0.0, validate=validate.Range(0, 3600))
+    cut_after = fields.Integer()
+    stall_at = fields.Integer()
+    stall_s = fields.Float(load_default=3600.0, validate=validate.Range(0, 3600))
+    malformed = fields.Integer()
+
+
+class ScriptSchema(Schema):
+    """One conversation."""
+
+    turns = fields.List(fields.Nested(TurnSchema), required=True, validate=validate.Length(min=1))
+    faults = fields.List(fields.Nested(FaultSchema), load_default=list)
+    loop = fields.Boolean(load_default=False)
+
+
+class ScenarioSchema(Schema):
+    """A scenario file: for each planner task id (or `*`) and role (or `*`) a script."""
+
+    scenario = fields.String(required=True)
+    scripts = fields.Dict(
+        keys=fields.String(),
+        values=fields.Dict(keys=fields.String(), values=fields.Nested(ScriptSchema)),
+        required=True,
+    )
+
+
+@dataclass(frozen=True)
+class Script:
+    """A checked script."""
+
+    turns: list[dict[str, Any]]
+    faults: list[dict[str, Any]]
+    loop: bool
+
+    def fault(self, turn: int, attempt: int) -> dict[str, Any] | None:
+        """The failure to inject at this turn and try (from 1), or None."""
+        return next((f for f in self.faults if f.get("turn", turn) == turn and attempt <= f["attempts"]), None)
+
+    def turn(self, number: int) -> dict[str, Any] | None:
+        """The answer of this turn, or None where the script is exhausted."""
+        if self.loop:
+            return self.turns[number % len(self.turns)]
+        return self.turns[number] if number < len(self.turns) else None
+
+
+def load(path: Path) -> dict[str, dict[str, Script]]:
+    """A scenario file's scripts by planner task and role. Raises `BadInput` naming every fault."""
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise BadInput(f"The scenario {path} is larger than {MAX_FILE} bytes.")
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"The scenario {path} cannot be read: {error}") from error
+    try:
+        loaded = ScenarioSchema().load(data if isinstance(data, dict) else {})
+    except ValidationError as error:
+        faults = [Fault(k, str(v)) for k, v in dict(error.normalized_messages()).items()]
+        raise BadInput(f"The scenario {path} is wrong.", faults=faults) from error
+    return {
+        key: {role: Script(s["turns"], s["faults"], s["loop"]) for role, s in roles.items()}
+        for key, roles in loaded["scripts"].items()
+    }
+
+
+def find(dirs: tuple[Path, ...], name: str, step_key: str, role: str) -> Script:
+    """The script for a step and role. Raises `NotFound` naming what there is, `BadInput` for a broken file."""
+    for directory in dirs:
+        for suffix in (".yaml", ".yml", ".json"):
+            path = directory / f"{name}{suffix}"
+            if "/" not in name and path.is_file():
+                return _pick(load(path), name, step_key, role)
+    there = sorted({p.stem for d in dirs if d.is_dir() for p in d.iterdir() if p.suffix in (".yaml", ".yml", ".json")})
+    raise NotFound(f"There is no scenario {name!r}.", mend=f"Known are: {', '.join(there) or 'none'}.")
+
+
+def _pick(scripts: dict[str, dict[str, Script]], name: str, step_key: str, role: str) -> Script:
+    roles = scripts.get(step_key) or scripts.get("*") or {}
+    script = roles.get(role) or roles.get("*")
+    if script is None:
+        raise NotFound(f"The scenario {name!r} has no script for {step_key} as {role}.")
+    return script
+
+
+def unmet(expect: dict[str, Any], asked: Asked) -> str | None:
+    """Which expectation the request does not meet, or None."""
+    if expect.get("user_contains", "") not in asked.user_text:
+        return f"the user text does not hold {expect['user_contains']!r}"
+    if expect.get("tool_result_contains", "") not in asked.last_tool_result:
+        return f"the last tool result does not hold {expect['tool_result_contains']!r}"
+    lacking = [name for name in expect.get("tools_include", []) if name not in asked.tools]
+    return f"the tools {lacking} are not offered" if lacking else None
+
+
+def resolve(call: dict[str, Any], asked: Asked) -> tuple[str, dict[str, Any]]:
+    """A canonical operation as a call of a tool this client offers; a raw call stays as it is."""
+    if "name" in call:
+        return call["name"], call.get("args", {})
+    if call["op"] == "write":
+        for tool, (path_key, content_key) in WRITE_TOOLS.items():
+            if tool in asked.tools:
+                path = call["path"] if call["path"].startswith("/") else f"{asked.cwd.rstrip('/')}/{call['path']}"
+                return tool, {path_key: path, content_key: call["content"]}
+    command = call.get("command") or (
+        f"cat {shlex.quote(call['path'])}"
+        if call["op"] == "read"
+        else f"printf %s {shlex.quote(call['content'])} > {shlex.quote(call['path'])}"
+    )
+    for tool in SHELL_TOOLS:
+        if tool in asked.tools:
+            return tool, {"command": command, "description": "scripted"}
+    raise BadInput(f"The client offers no tool for {call['op']}: {', '.join(sorted(asked.tools))}")
