@@ -25,12 +25,16 @@ _AFTER_COMMIT = "hyperagent.after_commit"
 def engine(url: str) -> Engine:
     """The process's engine for `url`: SQLite in WAL with immediate transactions, PostgreSQL by psycopg 3."""
     if url.startswith("postgres"):
-        url = "postgresql+psycopg://" + url.split("://", 1)[1]
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        return create_engine(driver_url(url), pool_pre_ping=True, connect_args={"connect_timeout": 5})
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
     event.listen(made, "connect", _sqlite_connect)
     event.listen(made, "begin", _sqlite_begin)
     return made
+
+
+def driver_url(url: str) -> str:
+    """The URL with our driver named: psycopg 3 for PostgreSQL."""
+    return "postgresql+psycopg://" + url.split("://", 1)[1] if url.startswith("postgres") else url
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 import sentry_sdk
 
@@ -31,9 +32,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(settings: Settings, service: str) -> None:
-    """Log JSON lines to stdout at the level of the settings; report errors to Sentry where a DSN is set."""
-    handler = logging.StreamHandler(sys.stdout)
+def configure(settings: Settings, service: str, stream: TextIO | None = None) -> None:
+    """Log JSON lines to `stream` (stdout) at the settings' level; report errors to Sentry where a DSN is set."""
+    handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -1,0 +1,98 @@
+"""How commands speak: errors with their mend, exit codes, events as sentences."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NoReturn
+
+import click
+
+from hyperagent_common.errors import BadInput, DependencyDown, HyperagentError, NotFound, NotReady, Refused
+
+DONE, FAILED, USAGE, NOT_FOUND, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object (or one a line) on stdout.")
+
+
+def exit_code(error: HyperagentError) -> int:
+    """The exit code that stands for an error."""
+    if isinstance(error, NotFound):
+        return NOT_FOUND
+    if isinstance(error, Refused):
+        return REFUSED
+    if isinstance(error, (NotReady, DependencyDown)):
+        return UNREACHABLE
+    return USAGE if isinstance(error, BadInput) else FAILED
+
+
+def fail(error: HyperagentError, *, as_json: bool) -> NoReturn:
+    """Say an error and leave with its code."""
+    if as_json:
+        faults = [{"field": f.field, "message": f.message} for f in error.faults]
+        emit({"error": error.type, "title": error.message, "errors": faults, "mend": error.mend})
+    else:
+        click.echo(str(error), err=True)
+    sys.exit(exit_code(error))
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose errors are said, never shown as tracebacks."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except HyperagentError as error:
+            fail(error, as_json=bool(kwargs.get("as_json")))
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+def emit(value: Any) -> None:
+    """One JSON value on one line of stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def words(text: str) -> None:
+    """A sentence for a person, on stderr."""
+    click.echo(text, err=True)
+
+
+SENTENCES: dict[str, str] = {
+    "workflow.submitted": "submitted with {steps} steps",
+    "step.queued": "queued",
+    "step.claimed": "claimed by {worker} after {latency}",
+    "agent.started": "{agent} began with {model} in {sandbox}",
+    "agent.ended": "agent ended: {reason} ({requests} requests, {tokens} tokens, {latency})",
+    "step.sealed": "sealed: {files} files, +{insertions} -{deletions}",
+    "step.checked": "checks ended: passed={passed} ({latency})",
+    "step.committed": "committed {commit}",
+    "patch.opened": "patch opened: {patch}",
+    "patch.revised": "patch revised: {patch}",
+    "patch.found": "patch found as it should be: {patch}",
+    "step.done": "done in {latency}",
+    "step.retry": "failed and will be tried again ({attempts_left} attempts left): {reason}",
+    "step.failed": "given up: {reason}",
+    "step.expired": "its worker {worker} went silent; queued again",
+    "step.resent": "sent again",
+    "workflow.ended": "workflow {state}",
+}
+
+
+class _Gaps(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def sentence(event: dict[str, Any], keys: dict[str, str]) -> str:
+    """An event as one line: time, step, what happened. `keys` maps step ids to their keys."""
+    latency = event.get("latency_ms")
+    facts = _Gaps({**event, **event.get("data", {})})
+    facts["latency"] = "?" if latency is None else f"{latency / 1000:.1f} s"
+    text = SENTENCES.get(event["kind"], event["kind"]).format_map(facts)
+    step = keys.get(event.get("step_id") or "", "")
+    return f"{event['at'][11:19]}  {step:16} {' '.join(text.split())}"

@@ -1,0 +1,254 @@
+"""Commands for those who submit plans: project, plan, run, list, show, watch, logs, artifact."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hyperagent_api import bodies
+from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, sentence, words
+from hyperagent_api.client import ApiClient
+from hyperagent_common import plan as plans
+from hyperagent_common import settings
+from hyperagent_common.errors import BadInput, Fault
+
+MAX_PLAN = 64 << 20
+
+
+def api() -> ApiClient:
+    """The API of the settings."""
+    return ApiClient(settings.load())
+
+
+def read_plan(path: str) -> dict[str, Any]:
+    """A plan file (YAML or JSON; `-` is stdin) as a mapping. Raises `BadInput`."""
+    try:
+        raw = sys.stdin.buffer.read(MAX_PLAN) if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"The plan {path} cannot be read.", faults=[Fault("FILE", error.strerror or str(error))]
+        ) from error
+    value = bodies.decode(raw, as_yaml=not raw.lstrip().startswith(b"{"))
+    if not isinstance(value, dict):
+        raise BadInput("The plan is wrong.", faults=[Fault("FILE", "must hold a mapping with kind, title and tasks")])
+    return value
+
+
+@click.group()
+def project() -> None:
+    """Register repositories and look at them."""
+
+
+@project.command("add")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--description", default="")
+@click.option("--default-branch", default="", help="Default: the branch the repository is on.")
+@json_option
+@guarded
+def project_add(name: str, path: Path, description: str, default_branch: str, as_json: bool) -> None:
+    """Register the repository at PATH (on the worker's host) as NAME."""
+    asked = {"name": name, "path": str(path.absolute()), "description": description, "default_branch": default_branch}
+    made = api().post("/api/v1/projects", asked)
+    if as_json:
+        emit(made)
+    else:
+        click.echo(f"{made['name']}  {made['state']}  {made['rid'] or ''}  {made['path']}")
+
+
+@project.command("list")
+@json_option
+@guarded
+def project_list(as_json: bool) -> None:
+    """List the projects."""
+    rows = api().get("/api/v1/projects")
+    for row in rows:
+        emit(row) if as_json else click.echo(f"{row['name']:24} {row['state']:12} {row['rid'] or '':34} {row['path']}")
+    if not rows:
+        words("No projects yet. Register one: hyperagent project add NAME PATH")
+
+
+@project.command("show")
+@click.argument("name")
+@json_option
+@guarded
+def project_show(name: str, as_json: bool) -> None:
+    """Show one project."""
+    row = api().get(f"/api/v1/projects/{name}")
+    emit(row) if as_json else click.echo("\n".join(f"{key:15} {value}" for key, value in row.items()))
+
+
+@click.group()
+def plan() -> None:
+    """Look at plans before they run."""
+
+
+@plan.command("check")
+@click.argument("file")
+@json_option
+@guarded
+def plan_check(file: str, as_json: bool) -> None:
+    """Check a plan file; names every fault at once."""
+    parsed = plans.parse(read_plan(file))
+    if as_json:
+        emit({"ok": True, "digest": parsed.digest(), "order": [task.id for task in parsed.tasks]})
+    else:
+        click.echo(f"ok: {len(parsed.tasks)} planner tasks: {', '.join(task.id for task in parsed.tasks)}")
+
+
+@click.command()
+@click.argument("file")
+@click.option("--project", "project_name", required=True, help="The registered project to work on.")
+@click.option("--watch", "follow", is_flag=True, help="Show what happens until it has ended.")
+@click.option("--idempotency-key", default="", help="Submitting again with this key finds the same workflow.")
+@json_option
+@guarded
+def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_json: bool) -> None:
+    """Submit the plan in FILE (YAML or JSON, - for stdin)."""
+    client = api()
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    workflow = client.post("/api/v1/workflows", {"project": project_name, "plan": read_plan(file)}, **headers)
+    for warning in workflow["warnings"]:
+        words(f"warning: {warning}")
+    if follow:
+        workflow = watched(client, workflow["id"])
+    emit(workflow) if as_json else click.echo(workflow["id"] if not follow else summary(workflow))
+    if follow and workflow["state"] != "done":
+        sys.exit(FAILED)
+
+
+def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
+    """Say every event on stderr until the workflow has ended; returns it."""
+    workflow: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow_id}")
+    keys, after = {step["id"]: step["key"] for step in workflow["steps"]}, 0
+    while True:
+        for event in client.events(f"/api/v1/workflows/{workflow['id']}/stream", after):
+            if event["kind"] == "end":
+                ended: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow['id']}")
+                return ended
+            after = event["id"]
+            words(sentence(event, keys))
+
+
+def summary(workflow: dict[str, Any]) -> str:
+    """A workflow in a few lines."""
+    lines = [f"{workflow['title']}  [{workflow['state']}]  {workflow['id']}"]
+    lines += [f"project {workflow['project']}, branch {workflow['branch']}"]
+    for step in workflow["steps"]:
+        lines.append(
+            f"  {step['state']:9} {step['key']:20} {(step['commit'] or '')[:12]:12} attempts {step['attempt_count']}"
+        )
+        if step["reason"] and step["state"] != "done":
+            lines += [f"            {line}" for line in step["reason"].splitlines()]
+    patch = workflow["patch"]
+    lines.append(f"patch {patch['patch_id']} on {patch['rid']} ({patch['forge']})" if patch else "no patch")
+    if workflow["reason"]:
+        lines.append(f"reason: {workflow['reason'].splitlines()[0]}")
+    return "\n".join(lines)
+
+
+@click.command("list")
+@click.option("--project", "project_name")
+@click.option("--state")
+@click.option("--limit", type=int, default=20, show_default=True)
+@json_option
+@guarded
+def list_workflows(project_name: str | None, state: str | None, limit: int, as_json: bool) -> None:
+    """List workflows, the newest first."""
+    query = {"project": project_name, "state": state, "limit": limit}
+    rows = api().get("/api/v1/workflows", **{k: v for k, v in query.items() if v is not None})
+    for row in rows:
+        emit(row) if as_json else click.echo(f"{row['id']}  {row['state']:9} {row['project']:20} {row['title']}")
+    if not rows:
+        words("No workflows. Submit a plan: hyperagent run FILE --project NAME")
+
+
+@click.command()
+@click.argument("workflow")
+@json_option
+@guarded
+def show(workflow: str, as_json: bool) -> None:
+    """Show a workflow (an id or a unique beginning of one)."""
+    found = api().get(f"/api/v1/workflows/{workflow}")
+    emit(found) if as_json else click.echo(summary(found))
+
+
+@click.command()
+@click.argument("workflow")
+@json_option
+@guarded
+def watch(workflow: str, as_json: bool) -> None:
+    """Follow a workflow until it has ended; exits 1 where it failed."""
+    found = watched(api(), workflow)
+    emit(found) if as_json else click.echo(summary(found))
+    if found["state"] != "done":
+        sys.exit(FAILED)
+
+
+@click.command()
+@click.argument("workflow")
+@click.argument("step", required=False)
+@click.option("--attempt", type=int, help="Which attempt; default: the last.")
+@click.option("-f", "--follow", is_flag=True, help="Go on while it runs.")
+@json_option
+@guarded
+def logs(workflow: str, step: str | None, attempt: int | None, follow: bool, as_json: bool) -> None:
+    """Print the agent's log of STEP; default: the first step that runs, else the last that ran."""
+    client = api()
+    found = client.get(f"/api/v1/workflows/{workflow}")
+    key = step or _interesting(found)
+    query: dict[str, Any] = {"attempt": attempt} if attempt else {}
+    after = "0"
+    while True:
+        answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{key}/log", after=after, **query)
+        live = answer.headers.get("X-Log") == "live"
+        for line in answer.iter_lines(decode_unicode=True):
+            after = json.loads(line).get("id", after) if live else after
+            click.echo(line if as_json else readable(line))
+        if not (follow and live and answer.headers["X-Attempt-State"] == "running"):
+            return
+        time.sleep(0.5)
+
+
+def _interesting(workflow: dict[str, Any]) -> str:
+    tried = [step for step in workflow["steps"] if step["attempts"]]
+    running = [step for step in tried if step["state"] == "running"]
+    if not tried:
+        raise BadInput("No step of this workflow has begun yet.", mend="`hyperagent watch` follows it.")
+    return str((running or tried[-1:])[0]["key"])
+
+
+def readable(line: str) -> str:
+    """A log line for a person: control characters shown, not obeyed."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = line
+    part = value.get("part", {}) if isinstance(value, dict) else {}
+    data = value.get("data", {}) if isinstance(value, dict) else {}
+    text = part.get("text") or data.get("text") if isinstance(part, dict) and isinstance(data, dict) else None
+    shown = text if isinstance(text, str) else line
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in shown)
+
+
+@click.command()
+@click.argument("artifact_id")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@guarded
+def artifact(artifact_id: str, output: Path) -> None:
+    """Download an artifact."""
+    answer = api().raw(f"/api/v1/artifacts/{artifact_id}")
+    partial = output.with_name(output.name + ".partial")
+    with partial.open("wb") as file:
+        for chunk in answer.iter_content(1 << 20):
+            file.write(chunk)
+    partial.replace(output)
+    words(f"{output}: {output.stat().st_size} bytes")
+
+
+COMMANDS = (project, plan, run, list_workflows, show, watch, logs, artifact)

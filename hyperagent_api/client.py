@@ -1,0 +1,68 @@
+"""The CLI's way to the API: every refusal becomes one of our errors again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+
+from hyperagent_common.errors import BadInput, DependencyDown, Fault, HyperagentError, NotFound, NotReady, Refused
+from hyperagent_common.settings import Settings
+
+KINDS: dict[int, type[HyperagentError]] = {404: NotFound, 409: Refused, 401: Refused, 403: Refused, 503: NotReady}
+
+
+class ApiClient:
+    """Calls the API at the address of the settings."""
+
+    def __init__(self, settings: Settings, *, timeout: float = 60.0) -> None:
+        self.url, self._timeout = settings.url, timeout
+        self._session = requests.Session()
+        self._session.trust_env = False
+        if settings.api_token:
+            self._session.headers["Authorization"] = f"Bearer {settings.api_token.reveal()}"
+
+    def get(self, path: str, **query: Any) -> Any:
+        """GET, decoded."""
+        return self._ask("GET", path, params=query).json()
+
+    def post(self, path: str, body: Any, **headers: str) -> Any:
+        """POST JSON, decoded."""
+        return self._ask("POST", path, json=body, headers=headers).json()
+
+    def raw(self, path: str, **query: Any) -> requests.Response:
+        """GET, streamed."""
+        return self._ask("GET", path, params=query, stream=True)
+
+    def events(self, path: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Server-sent events as dictionaries, `{"kind": "end", ...}` last."""
+        answer = self._ask("GET", path, params={"after": after}, stream=True)
+        kind = ""
+        for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+            if line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("data: "):
+                yield {**json.loads(line[6:]), **({"kind": "end"} if kind == "end" else {})}
+
+    def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
+        try:
+            answer = self._session.request(method, self.url + path, timeout=self._timeout, **more)
+        except requests.RequestException as error:
+            raise DependencyDown(
+                f"The API at {self.url} does not answer.", mend="Start it: `hyperagent up`."
+            ) from error
+        if answer.status_code >= 400:
+            raise _error(answer)
+        return answer
+
+
+def _error(answer: requests.Response) -> HyperagentError:
+    try:
+        said = answer.json()
+    except ValueError:
+        said = {}
+    kind = KINDS.get(answer.status_code, BadInput if answer.status_code < 500 else HyperagentError)
+    faults = [Fault(entry["field"], entry["message"]) for entry in said.get("errors", [])]
+    return kind(said.get("title", f"The API answered {answer.status_code}."), faults=faults, mend=said.get("mend", ""))

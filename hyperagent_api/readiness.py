@@ -1,0 +1,36 @@
+"""Is there a worker that could do it? What workers last said of their parts decides, before anything is stored."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from hyperagent_common import db
+from hyperagent_common.errors import Fault, NotReady
+from hyperagent_common.models import Worker
+from hyperagent_common.settings import Settings
+
+
+def live(session: Session, settings: Settings) -> list[Worker]:
+    """Workers that reported within three heartbeats."""
+    since = db.now(session) - timedelta(seconds=3 * settings.heartbeat_seconds + 5)
+    return list(session.scalars(select(Worker).where(Worker.last_seen > since, Worker.stopped_at.is_(None))))
+
+
+def require(session: Session, settings: Settings) -> list[str]:
+    """Warnings for the submitter. Raises `NotReady` where every live worker says that something is wrong."""
+    workers = live(session, settings)
+    if not workers:
+        return ["No worker is alive: the workflow waits until one starts (`hyperagent up`)."]
+    if any(not worker.faults for worker in workers):
+        return []
+    faults = {entry["check"]: Fault(entry["check"], _sentence(entry)) for w in workers for entry in w.faults}
+    mend = "Mend what is named, then submit again; `hyperagent doctor` looks anew."
+    raise NotReady("No worker is ready.", faults=list(faults.values()), mend=mend)
+
+
+def _sentence(entry: dict[str, Any]) -> str:
+    return f"{entry['message']} {entry['mend']}".strip()

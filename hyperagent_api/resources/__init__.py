@@ -1,0 +1,3 @@
+"""The API's resources, one file each."""
+
+from __future__ import annotations

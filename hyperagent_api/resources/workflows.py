@@ -1,0 +1,260 @@
+"""Workflows: submit a plan, read it with everything under it, follow its events and logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import flask
+import redis
+from flask.views import MethodView
+from flask_smorest import Blueprint
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from hyperagent_api import bodies, readiness, stream
+from hyperagent_api.app import orm
+from hyperagent_api.schemas import EventSchema, WorkflowListedSchema, WorkflowSchema
+from hyperagent_common import db, plan, workflows
+from hyperagent_common.errors import BadInput, Fault, HyperagentError, NotFound
+from hyperagent_common.models import Artifact, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.settings import Settings
+from hyperagent_common.states import AttemptState, WorkflowState
+
+blueprint = Blueprint("workflows", __name__, url_prefix="/api/v1/workflows", description="Plans being carried out")
+PAGE = 50
+MAX_PAGE = 200
+MAX_KEY = 255
+EVENTS_PAGE = 500
+BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["project", "plan"],
+                "additionalProperties": False,
+                "properties": {"project": {"type": "string"}, "plan": {"type": "object"}},
+            }
+        }
+    },
+}
+
+
+@blueprint.route("")
+class Workflows(MethodView):
+    """All workflows."""
+
+    @blueprint.response(200, WorkflowListedSchema(many=True))
+    @blueprint.alt_response(422, description="A fault in the query")
+    def get(self) -> Any:
+        """List workflows, the newest first; `after` (an id) and `limit` page, `project` and `state` filter."""
+        limit, asked = _limit(), flask.request.args
+        query = select(Workflow).options(selectinload(Workflow.project)).order_by(Workflow.id.desc())
+        if "after" in asked:
+            query = query.where(Workflow.id < asked["after"])
+        if "project" in asked:
+            query = query.join(Project).where(Project.name == asked["project"])
+        if "state" in asked:
+            if asked["state"] not in set(WorkflowState):
+                raise BadInput(
+                    "The query is wrong.", faults=[Fault("state", f"must be one of {', '.join(WorkflowState)}")]
+                )
+            query = query.where(Workflow.state == asked["state"])
+        rows = orm.session.scalars(query.limit(limit + 1)).all()
+        headers = {}
+        if len(rows) > limit:
+            following = flask.url_for("workflows.Workflows", **{**asked, "after": rows[limit - 1].id, "limit": limit})
+            headers["Link"] = f'<{following}>; rel="next"'
+        return list(rows[:limit]), 200, headers
+
+    @blueprint.doc(requestBody=BODY)
+    @blueprint.response(202, WorkflowSchema)
+    @blueprint.alt_response(200, schema=WorkflowSchema, description="This Idempotency-Key made this workflow before")
+    @blueprint.alt_response(422, description="Every fault of the request; nothing is stored")
+    @blueprint.alt_response(503, description="No worker could do it now, each reason named; nothing is stored")
+    def post(self) -> Any:
+        """Submit a plan."""
+        body = bodies.mapping()
+        settings: Settings = flask.current_app.extensions["settings"]
+        key = flask.request.headers.get("Idempotency-Key") or None
+        with db.transaction(settings.db_url) as session:
+            project, parsed = _read(session, body, key)
+            before = workflows.repeated(session, key, workflows.request_digest(project.name, parsed))
+            if before is None:
+                warnings = readiness.require(session, settings)
+                made = workflows.submit(
+                    session,
+                    flask.current_app.extensions["queue"],
+                    project,
+                    parsed,
+                    max_attempts=settings.max_attempts,
+                    requested_by=flask.request.headers.get("X-Requested-By", "")[:255],
+                    idempotency_key=key,
+                )
+            workflow_id = before.id if before else made.id
+        found = _whole(workflow_id)
+        found._warnings = [] if before else warnings  # type: ignore[attr-defined]
+        location = {"Location": flask.url_for("workflows.OneWorkflow", workflow_id=workflow_id)}
+        return found, 200 if before else 202, location
+
+
+@blueprint.route("/<workflow_id>")
+class OneWorkflow(MethodView):
+    """One workflow."""
+
+    @blueprint.response(200, WorkflowSchema)
+    @blueprint.alt_response(404, description="No such workflow")
+    def get(self, workflow_id: str) -> Any:
+        """Read a workflow by its id or a unique beginning of it."""
+        return _whole(find(workflow_id))
+
+
+@blueprint.route("/<workflow_id>/events")
+@blueprint.response(200, EventSchema(many=True))
+@blueprint.alt_response(404, description="No such workflow")
+def events(workflow_id: str) -> Any:
+    """The RunnerEvents of a workflow after the event `after`, oldest first, at most 500."""
+    workflow_id, after = find(workflow_id), _after()
+    wanted = select(RunnerEvent).where(RunnerEvent.workflow_id == workflow_id, RunnerEvent.id > after)
+    return orm.session.scalars(wanted.order_by(RunnerEvent.id).limit(EVENTS_PAGE)).all()
+
+
+@blueprint.route("/<workflow_id>/stream")
+@blueprint.response(200, {"type": "string"}, content_type="text/event-stream")
+@blueprint.alt_response(404, description="No such workflow")
+def follow(workflow_id: str) -> flask.Response:
+    """The same as server-sent events, until the workflow has ended."""
+    workflow_id = find(workflow_id)
+    settings: Settings = flask.current_app.extensions["settings"]
+    after = _number(flask.request.headers.get("Last-Event-ID"), "Last-Event-ID") or _after()
+    orm.session.remove()  # a stream holds no connection while it waits
+    return stream.response(stream.workflow_events(settings.db_url, workflow_id, after))
+
+
+@blueprint.route("/<workflow_id>/steps/<key>/log")
+@blueprint.response(200, {"type": "string"}, content_type="application/jsonl")
+@blueprint.alt_response(404, description="No such workflow, step or attempt")
+def log(workflow_id: str, key: str) -> flask.Response:
+    """The log of an attempt as JSON lines: live events while it runs (after `after`), the kept stream afterwards."""
+    attempt = _attempt(find(workflow_id), key, flask.request.args.get("attempt"))
+    settings: Settings = flask.current_app.extensions["settings"]
+    wanted = (Artifact.attempt_id == attempt.id, Artifact.name == "agent-stream.jsonl")
+    row = orm.session.scalar(select(Artifact).where(*wanted))
+    ended = attempt.state != AttemptState.RUNNING
+    headers = {"X-Attempt": str(attempt.number), "X-Attempt-State": attempt.state}
+    if row is not None and ended:
+        storage = flask.current_app.extensions["storage"]
+        return flask.Response(storage.stream(row.key), mimetype="application/jsonl", headers=headers)
+    lines = _live(settings, attempt.id, flask.request.args.get("after", "0"))
+    return flask.Response(lines, mimetype="application/jsonl", headers={**headers, "X-Log": "live"})
+
+
+def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
+    if not all(part.isdigit() for part in after.split("-", 1)):
+        raise BadInput("The query is wrong.", faults=[Fault("after", "must be an entry's id")])
+    url = settings.broker.replace("redis+socket://", "unix://", 1)
+    client = redis.Redis.from_url(url, socket_timeout=3, decode_responses=True)
+    try:
+        entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=1000)
+    except redis.RedisError:
+        entries = []  # the live view is gone with Redis; the kept stream comes at the end
+    finally:
+        client.close()
+    lines = [json.dumps({"id": i, "kind": f["kind"], "data": json.loads(f["data"])}) + "\n" for i, f in entries]
+    return iter(lines)
+
+
+def _attempt(workflow_id: str, key: str, number: str | None) -> StepAttempt:
+    query = (
+        select(StepAttempt).join(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id, WorkflowStep.key == key)
+    )
+    if number is not None:
+        query = query.where(StepAttempt.number == _number(number, "attempt"))
+    found = orm.session.scalars(query.order_by(StepAttempt.number.desc()).limit(1)).first()
+    if found is None:
+        raise NotFound(f"The workflow has no attempt {number or ''} of a step {key!r}.".replace("  ", " "))
+    return found
+
+
+def _read(session: Session, body: dict[str, Any], key: str | None) -> tuple[Project, plan.Plan]:
+    """The project and the plan, or one refusal naming every fault of both."""
+    faults = bodies.unknown(body, ("project", "plan"))
+    if key is not None and len(key) > MAX_KEY:
+        faults.append(Fault("Idempotency-Key", f"has {len(key)} characters; at most {MAX_KEY} are taken"))
+    project, lacking = _project(session, body.get("project"))
+    try:
+        parsed = plan.parse(body.get("plan"))
+    except BadInput as error:
+        faults += [Fault(f.field if f.field == "plan" else f"plan.{f.field}", f.message) for f in error.faults]
+    if faults:
+        raise BadInput(
+            "The request is wrong.", faults=[*faults, *(lacking.faults if lacking else ())], mend="Mend each."
+        )
+    if lacking is not None or project is None:
+        raise lacking or NotFound()
+    return project, parsed
+
+
+def _project(session: Session, name: Any) -> tuple[Project | None, HyperagentError | None]:
+    if not isinstance(name, str):
+        return None, BadInput("The request is wrong.", faults=[Fault("project", "must be the name of a project")])
+    try:
+        return workflows.project(session, name), None
+    except HyperagentError as error:
+        return None, error
+
+
+def find(prefix: str) -> str:
+    """The id of the workflow that `prefix` begins. Raises `NotFound`, `BadInput` where it begins several."""
+    escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    query = select(Workflow.id).where(Workflow.id.like(f"{escaped}%", escape="\\")).limit(2)
+    found = orm.session.scalars(query).all() if len(prefix) >= 4 and "\x00" not in prefix else []
+    if not found:
+        raise NotFound(f"There is no workflow {prefix!r}.", mend="`hyperagent list` shows them.")
+    if len(found) > 1:
+        raise BadInput(f"More than one workflow begins with {prefix!r}.", mend="Give more of the id.")
+    return found[0]
+
+
+def _whole(workflow_id: str) -> Workflow:
+    orm.session.expire_all()
+    steps = selectinload(Workflow.steps)
+    query = (
+        select(Workflow)
+        .where(Workflow.id == workflow_id)
+        .options(
+            selectinload(Workflow.project),
+            selectinload(Workflow.plan),
+            selectinload(Workflow.patch),
+            selectinload(Workflow.artifacts),
+            steps.selectinload(WorkflowStep.planner_task),
+            steps.selectinload(WorkflowStep.attempts).selectinload(StepAttempt.agent_runs),
+            steps.selectinload(WorkflowStep.attempts).selectinload(StepAttempt.checks),
+        )
+    )
+    found = orm.session.scalars(query).one()
+    found._warnings = []  # type: ignore[attr-defined]
+    return found
+
+
+def _limit() -> int:
+    limit = _number(flask.request.args.get("limit"), "limit")
+    if limit is None:
+        return PAGE
+    if not 1 <= limit <= MAX_PAGE:
+        raise BadInput("The query is wrong.", faults=[Fault("limit", f"must be 1 to {MAX_PAGE}")])
+    return limit
+
+
+def _after() -> int:
+    return _number(flask.request.args.get("after"), "after") or 0
+
+
+def _number(text: str | None, name: str) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise BadInput("The query is wrong.", faults=[Fault(name, "must be a whole number")])
+    return int(text)

@@ -1,0 +1,209 @@
+"""What the API answers, as marshmallow schemas: the same that OpenAPI documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flask
+from marshmallow import Schema, fields
+
+from hyperagent_common import models
+
+
+class CheckResultSchema(Schema):
+    """One check of an attempt."""
+
+    position = fields.Integer()
+    command = fields.String()
+    exit_code = fields.Integer(allow_none=True)
+    passed = fields.Boolean()
+    seconds = fields.Float(allow_none=True)
+    output_tail = fields.String()
+
+
+class AgentRunSchema(Schema):
+    """One conversation: tokens and requests as the gateway observed them, `claimed` as the CLI said."""
+
+    id = fields.String()
+    role = fields.String()
+    round = fields.Integer()
+    provider = fields.String()
+    model = fields.String()
+    cli_version = fields.String(allow_none=True)
+    session_id = fields.String(allow_none=True)
+    end_reason = fields.String(allow_none=True)
+    sentence = fields.String(allow_none=True)
+    exit_code = fields.Integer(allow_none=True)
+    container_id = fields.String(allow_none=True)
+    image_id = fields.String(allow_none=True)
+    input_tokens = fields.Integer(allow_none=True)
+    output_tokens = fields.Integer(allow_none=True)
+    cached_tokens = fields.Integer(allow_none=True)
+    requests = fields.Integer(allow_none=True)
+    cost_usd = fields.Float(allow_none=True)
+    claimed = fields.Dict()
+    log = fields.Function(
+        lambda run: flask.current_app.extensions["storage"].location(run.log_key) if run.log_key else None
+    )
+    started_at = fields.AwareDateTime()
+    finished_at = fields.AwareDateTime(allow_none=True)
+
+
+class StepAttemptSchema(Schema):
+    """One try of a step."""
+
+    id = fields.String()
+    number = fields.Integer()
+    fence = fields.Integer()
+    state = fields.String()
+    worker = fields.String()
+    sandbox = fields.String(allow_none=True)
+    forge = fields.String(allow_none=True)
+    base_commit = fields.String(allow_none=True)
+    started_at = fields.AwareDateTime()
+    finished_at = fields.AwareDateTime(allow_none=True)
+    error_type = fields.String(allow_none=True)
+    reason = fields.String(allow_none=True)
+    agent_runs = fields.List(fields.Nested(AgentRunSchema))
+    checks = fields.List(fields.Nested(CheckResultSchema))
+
+
+class PlannerTaskSchema(Schema):
+    """What the plan asked for."""
+
+    key = fields.String()
+    title = fields.String()
+    instructions = fields.String()
+    agent_type = fields.String()
+    depends_on = fields.List(fields.String())
+    checks = fields.List(fields.String())
+    metadata = fields.Dict(attribute="details")
+
+
+class WorkflowStepSchema(Schema):
+    """A step with its attempts."""
+
+    id = fields.String()
+    key = fields.String()
+    state = fields.String()
+    reason = fields.String(allow_none=True)
+    commit = fields.String(allow_none=True)
+    attempt_count = fields.Integer()
+    max_attempts = fields.Integer()
+    queued_at = fields.AwareDateTime(allow_none=True)
+    started_at = fields.AwareDateTime(allow_none=True)
+    finished_at = fields.AwareDateTime(allow_none=True)
+    planner_task = fields.Nested(PlannerTaskSchema)
+    attempts = fields.List(fields.Nested(StepAttemptSchema))
+
+
+class PatchEventSchema(Schema):
+    """Something that happened to the patch."""
+
+    kind = fields.String()
+    step_id = fields.String(allow_none=True)
+    revision_id = fields.String(allow_none=True)
+    commit = fields.String()
+    announced = fields.Boolean()
+    synced_with = fields.Integer()
+    at = fields.AwareDateTime()
+
+
+class PatchSchema(Schema):
+    """The workflow's one patch."""
+
+    forge = fields.String()
+    rid = fields.String()
+    patch_id = fields.String(allow_none=True)
+    head = fields.String(allow_none=True)
+    published_at = fields.AwareDateTime()
+    events = fields.List(fields.Nested(PatchEventSchema))
+
+
+class ArtifactSchema(Schema):
+    """A stored file: where it is, and where to fetch it."""
+
+    id = fields.String()
+    step_id = fields.String(allow_none=True)
+    attempt_id = fields.String(allow_none=True)
+    name = fields.String()
+    media_type = fields.String()
+    size = fields.Integer()
+    sha256 = fields.String()
+    trust = fields.String()
+    href = fields.Function(lambda row: flask.url_for("artifacts.download", artifact_id=row.id))
+    location = fields.Function(lambda row: flask.current_app.extensions["storage"].location(row.key))
+
+
+class WorkflowListedSchema(Schema):
+    """A workflow in a list."""
+
+    id = fields.String()
+    title = fields.String()
+    state = fields.String()
+    reason = fields.String(allow_none=True)
+    project = fields.Function(lambda row: row.project.name)
+    created_at = fields.AwareDateTime()
+    finished_at = fields.AwareDateTime(allow_none=True)
+
+
+class WorkflowSchema(WorkflowListedSchema):
+    """A workflow with everything under it."""
+
+    branch = fields.String()
+    base_commit = fields.String(allow_none=True)
+    requested_by = fields.String()
+    plan = fields.Function(lambda row: {"kind": row.plan.kind, "title": row.plan.title, "digest": row.plan.digest})
+    steps = fields.List(fields.Nested(WorkflowStepSchema))
+    patch = fields.Nested(PatchSchema, allow_none=True)
+    artifacts = fields.List(fields.Nested(ArtifactSchema))
+    parts = fields.Function(lambda row: parts_of(row))
+    warnings = fields.List(fields.String(), attribute="_warnings")
+
+
+class ProjectSchema(Schema):
+    """A project."""
+
+    id = fields.String()
+    name = fields.String()
+    description = fields.String()
+    path = fields.String(attribute="source")
+    default_branch = fields.String()
+    state = fields.String()
+    faults = fields.List(fields.Dict())
+    rid = fields.String(allow_none=True)
+    forge = fields.String(allow_none=True)
+    settings = fields.Dict()
+    created_at = fields.AwareDateTime()
+
+
+class EventSchema(Schema):
+    """A RunnerEvent."""
+
+    id = fields.Integer()
+    at = fields.AwareDateTime()
+    kind = fields.String()
+    workflow_id = fields.String(allow_none=True)
+    step_id = fields.String(allow_none=True)
+    attempt_id = fields.String(allow_none=True)
+    worker = fields.String(allow_none=True)
+    latency_ms = fields.Integer(allow_none=True)
+    data = fields.Dict()
+
+
+def parts_of(workflow: models.Workflow) -> dict[str, Any]:
+    """Which parts really did the work so far, from the rows of the attempts; None where none did yet."""
+    attempts = [attempt for step in workflow.steps for attempt in step.attempts]
+    runs = [run for attempt in attempts for run in attempt.agent_runs]
+    settings = flask.current_app.extensions["settings"]
+    return {
+        "agent": _one({run.provider for run in runs}),
+        "sandbox": _one({attempt.sandbox for attempt in attempts if attempt.sandbox}),
+        "forge": _one({attempt.forge for attempt in attempts if attempt.forge}),
+        "database": "postgresql" if settings.db_url.startswith("postgres") else "sqlite",
+        "broker": "redis" if settings.broker.startswith("redis") else settings.broker.split(":", 1)[0],
+    }
+
+
+def _one(names: set[str]) -> str | None:
+    return ", ".join(sorted(names)) or None

@@ -1,0 +1,46 @@
+"""Server-sent events from the database: short reads, no connection held while waiting, an id to come back with."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import flask
+from sqlalchemy import select
+
+from hyperagent_common import db, events
+from hyperagent_common.models import RunnerEvent, Workflow
+from hyperagent_common.states import WORKFLOW_ENDED
+
+POLL_SECONDS = 0.4
+PING_SECONDS = 15.0
+LONGEST_SECONDS = 600.0
+BATCH = 200
+
+
+def response(chunks: Iterator[str]) -> flask.Response:
+    """A stream that no proxy buffers."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return flask.Response(chunks, mimetype="text/event-stream", headers=headers)
+
+
+def workflow_events(url: str, workflow_id: str, after: int) -> Iterator[str]:
+    """The events of a workflow as they come; ends when it has ended, or after ten minutes (the client comes back)."""
+    yield "retry: 2000\n\n"
+    began = spoke = time.monotonic()
+    while time.monotonic() - began < LONGEST_SECONDS:
+        with db.transaction(url, reading=True) as session:
+            state = session.scalar(select(Workflow.state).where(Workflow.id == workflow_id))
+            wanted = select(RunnerEvent).where(RunnerEvent.workflow_id == workflow_id, RunnerEvent.id > after)
+            found = [events.view(e) for e in session.scalars(wanted.order_by(RunnerEvent.id).limit(BATCH))]
+        for entry in found:
+            after, spoke = entry["id"], time.monotonic()
+            yield f"id: {after}\nevent: {entry['kind']}\ndata: {json.dumps(entry)}\n\n"
+        if not found and state in WORKFLOW_ENDED:
+            yield f"event: end\ndata: {json.dumps({'state': state})}\n\n"
+            return
+        if time.monotonic() - spoke > PING_SECONDS:
+            spoke = time.monotonic()
+            yield ": ping\n\n"
+        time.sleep(0 if found else POLL_SECONDS)
