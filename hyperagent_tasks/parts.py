@@ -23,6 +23,7 @@ from hyperagent_common.ids import new_id
 from hyperagent_common.settings import Settings
 from hyperagent_common.storage import Storage, open_storage
 from hyperagent_tasks.agents import choose as agents
+from hyperagent_tasks.agents import versions
 from hyperagent_tasks.agents.base import Agent
 from hyperagent_tasks.gateway.client import GatewayClient
 from hyperagent_tasks.gitgate import GitGate
@@ -103,6 +104,10 @@ class Parts:
         """The adapter of an agent CLI; `auto` is what this host chose. Raises `BadInput`."""
         name = self.chosen.agent if provider == "auto" else provider
         return agents.agent(name, sandbox=self.chosen.sandbox)
+
+    def agent_version(self, agent: Agent) -> str | None:
+        """The CLI's version: the image's label in Docker, else what the CLI says; None where it does not say."""
+        return versions.of(self.settings, self.chosen.sandbox, agent)
 
     def forget_connections(self) -> None:
         """Drop what must not cross a fork."""

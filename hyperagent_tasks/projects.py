@@ -8,6 +8,7 @@ from hyperagent_common import db
 from hyperagent_common.errors import BadInput, HyperagentError, Transient
 from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
+from hyperagent_tasks.gitgate import open_source
 from hyperagent_tasks.parts import Parts
 
 
@@ -41,7 +42,7 @@ def _register(parts: Parts, project: Project) -> tuple[str, str]:
     path = Path(project.source)
     if not path.is_absolute():
         raise BadInput(f"The repository path {project.source} is not absolute.", mend="Give the whole path.")
-    info = parts.gitgate.open_source(path)
+    info = open_source(path)
     branch = project.default_branch or info.default_branch
     parts.forge.check()
     parts.gitgate.refresh(project.name, str(path), branch)

@@ -9,19 +9,20 @@ from dataclasses import asdict
 from typing import Any
 
 from hyperagent_common import events
-from hyperagent_common.errors import AgentFailed, ChecksFailed, LeaseLost, RunnerTimeout
+from hyperagent_common.errors import AgentFailed, ChecksFailed, IntakeRefused, LeaseLost, RunnerTimeout
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import CheckResult, StepAttempt
 from hyperagent_tasks import claims, intake, recording
 from hyperagent_tasks.claims import Lease
 from hyperagent_tasks.coding import Ran
-from hyperagent_tasks.gitgate import Sealed, TreePolicy
+from hyperagent_tasks.gitgate import Sealed
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.preparing import SCRIPTS, must, owner
 from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
 from hyperagent_tasks.spec import Made, StepSpec, Workdir
 
 SEAL_SECONDS = 300.0
+UNSEALABLE = 3
 
 
 def made_before(parts: Parts, step: StepSpec) -> Made | None:
@@ -32,14 +33,17 @@ def made_before(parts: Parts, step: StepSpec) -> Made | None:
 
 def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Sealed:
     """Seal the workspace, import the result through quarantine, and run the checks on it meanwhile."""
-    must(parts.runner.run(_seal_spec(parts, step, work), cancelled=lease.lost), "The workspace could not be sealed")
+    ended = parts.runner.run(_seal_spec(parts, step, work), cancelled=lease.lost)
+    if ended.exit_code == UNSEALABLE:
+        raise IntakeRefused(f"The workspace cannot be sealed: {ended.stderr_tail.strip()[-500:]}")
+    must(ended, "The workspace could not be sealed")
     bundle = work.out / "out.bundle"
     if not bundle.exists():
         raise AgentFailed("The agent said it was done and changed nothing.", mend="Say in the plan what must change.")
     with ThreadPoolExecutor(1, thread_name_prefix="check") as pool:
         checking = pool.submit(_check, parts, step, work, lease)
         sealed = parts.gitgate.import_seal(
-            step.project, work.inp / "base.bundle", bundle, (work.kept / "base").read_text(), TreePolicy()
+            step.project, step.claim.attempt_id, work.inp / "base.bundle", bundle, (work.kept / "base").read_text()
         )
         checked = checking.result()
     if lease.lost():
@@ -71,7 +75,7 @@ def _check(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> RunnerR
                 owner=owner(parts, step, parts.settings.check_timeout),
                 mounts=[
                     Mount(work.inp, "/in"),
-                    Mount(work.out / "out.bundle", "/in-sealed/out.bundle"),
+                    Mount(work.out, "/in-sealed"),
                     Mount(work.checked, "/out", read_only=False),
                 ],
                 env={"IN": "/in", "SEALED": "/in-sealed/out.bundle", "OUT": "/out"},

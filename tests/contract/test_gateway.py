@@ -1,4 +1,4 @@
-"""The gateway from outside: real processes on Unix sockets and loopback, the second gateway being the first's provider."""
+"""The gateway from outside: real processes on sockets and loopback, the second being the provider of the first."""
 
 from __future__ import annotations
 

@@ -1,0 +1,3 @@
+"""Agents: one adapter per coding-agent CLI."""
+
+from __future__ import annotations

@@ -1,0 +1,31 @@
+"""The git gateway: the only room of the host that spawns git."""
+
+from __future__ import annotations
+
+from hyperagent_tasks.gitgate.gate import GitGate, new_repository, open_source
+from hyperagent_tasks.gitgate.values import (
+    HOST,
+    ChangedFile,
+    CommitInfo,
+    CommitResult,
+    Limits,
+    Person,
+    Sealed,
+    SourceInfo,
+    TreePolicy,
+)
+
+__all__ = [
+    "HOST",
+    "ChangedFile",
+    "CommitInfo",
+    "CommitResult",
+    "GitGate",
+    "Limits",
+    "Person",
+    "Sealed",
+    "SourceInfo",
+    "TreePolicy",
+    "new_repository",
+    "open_source",
+]

@@ -1,0 +1,275 @@
+"""The git gateway: the trusted bare repositories of this host, and every way in and out of them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hyperagent_common.errors import BadInput, Fault, MergeConflict, Transient
+from hyperagent_tasks.gitgate import names
+from hyperagent_tasks.gitgate.commands import GitFailed, git
+from hyperagent_tasks.gitgate.importing import import_seal
+from hyperagent_tasks.gitgate.values import (
+    HOST,
+    CommitInfo,
+    CommitResult,
+    Limits,
+    Person,
+    Sealed,
+    SourceInfo,
+    TreePolicy,
+)
+
+TRIES = 10
+STEP = "Hyperagent-Step"
+STALE_LOCK_SECONDS = 120.0
+FETCH_SECONDS = 300.0
+
+
+def open_source(path: Path) -> SourceInfo:
+    """A person's repository. Raises `BadInput` naming `repository` and the mend."""
+    if not path.exists():
+        raise _bad(f"There is nothing at {path}.", "Give the path of a git repository on the worker's host.")
+    try:
+        folder = git(None, "-C", str(path), "rev-parse", "--absolute-git-dir").text
+    except GitFailed as error:
+        if "dubious ownership" in error.ended.err:
+            raise _bad(f"The repository {path} belongs to another user.", "Let the worker's user own it.") from error
+        raise _bad(f"{path} is not a git repository.", "Make it one (`git init`), or give another path.") from error
+    head = git(Path(folder), "symbolic-ref", "-q", "--short", "HEAD", ok=(0, 1)).text
+    found = git(Path(folder), "rev-parse", "--verify", "-q", "HEAD^{commit}", ok=(0, 1, 128)).text
+    if not found:
+        raise _bad(f"The repository {path} has no commits on {head or 'its HEAD'}.", "Make a first commit.")
+    return SourceInfo(head, found)
+
+
+def new_repository(path: Path, files: Mapping[str, bytes], *, message: str, branch: str = "main") -> str:
+    """A new repository with a work tree and one commit; returns it. Built aside and renamed: whole or not there."""
+    names.branch(branch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        git(None, "init", "-q", "-b", branch, "--template=", str(fresh))
+        for name, data in files.items():
+            (fresh / names.path(name)).write_bytes(data)
+        git(None, "-C", str(fresh), "add", "--all")
+        git(None, "-C", str(fresh), "commit", "-q", "-m", message, env=_people(HOST, HOST, datetime.now(UTC)))
+        made = git(None, "-C", str(fresh), "rev-parse", "HEAD").text
+        fresh.chmod(0o755)
+        fresh.rename(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return made
+
+
+def _bad(message: str, mend: str) -> BadInput:
+    return BadInput(message, faults=[Fault("repository", message)], mend=mend)
+
+
+def _people(author: Person, committer: Person, when: datetime) -> dict[str, str]:
+    date = f"{int(when.timestamp())} +0000"
+    return {
+        "GIT_AUTHOR_NAME": author.name,
+        "GIT_AUTHOR_EMAIL": author.email,
+        "GIT_AUTHOR_DATE": date,
+        "GIT_COMMITTER_NAME": committer.name,
+        "GIT_COMMITTER_EMAIL": committer.email,
+        "GIT_COMMITTER_DATE": date,
+    }
+
+
+class GitGate:
+    """Trusted repositories under `root`, one bare repository a project. Agents never touch them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def trusted(self, project: str) -> Path:
+        """The project's trusted repository, made where missing."""
+        repo = self._root / f"{names.project(project)}.git"
+        if not repo.is_dir():
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._locked(project):
+                if not repo.is_dir():
+                    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._root))
+                    git(None, "init", "-q", "--bare", "--template=", "-b", "main", str(fresh))
+                    fresh.rename(repo)
+        return repo
+
+    @contextlib.contextmanager
+    def _locked(self, project: str) -> Iterator[None]:
+        """One writer a project on this host."""
+        with (self._root / f".{names.project(project)}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def refresh(self, project: str, source: str | Path, branch: str) -> str:
+        """Bring the source's default branch in, through a quarantine and fsck; returns its commit. Raises `BadInput`."""
+        names.branch(branch)
+        repo, info = self.trusted(project), open_source(Path(source))
+        head = git(
+            None, "-C", str(source), "rev-parse", "--verify", "-q", f"refs/heads/{branch}^{{commit}}", ok=(0, 1, 128)
+        ).text
+        if not head:
+            told = f"The repository {source} has no branch {branch}; it is on {info.default_branch}."
+            raise BadInput(told, faults=[Fault("default_branch", told)], mend="Name a branch that is there.")
+        if self.head_of(repo, branch) == head:
+            return head
+        spec = f"+refs/heads/{branch}:refs/heads/{branch}"
+        url = f"file://{Path(source).absolute()}"
+        with self._locked(project):
+            self._unlock_stale(repo)
+            git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", url, spec, protocols="file",
+                timeout=FETCH_SECONDS)  # fmt: skip
+        return self.head_of(repo, branch) or head
+
+    def _unlock_stale(self, repo: Path) -> None:
+        """Remove lock files a power cut left; we hold the project's own lock, and no git of ours runs that long."""
+        for path in [*repo.glob("*.lock"), *(repo / "refs").rglob("*.lock")]:
+            with contextlib.suppress(FileNotFoundError):
+                if datetime.now().timestamp() - path.stat().st_mtime > STALE_LOCK_SECONDS:
+                    path.unlink()
+
+    def head_of(self, repo: Path, branch: str) -> str | None:
+        """A branch's commit, or None."""
+        ref = f"refs/heads/{names.branch(branch)}^{{commit}}"
+        return git(repo, "rev-parse", "--verify", "-q", ref, ok=(0, 1, 128)).text or None
+
+    def has(self, repo: Path, commit: str) -> bool:
+        """Whether a commit is there."""
+        return git(repo, "cat-file", "-e", f"{names.commit(commit)}^{{commit}}", ok=(0, 1, 128)).code == 0
+
+    def tip(self, project: str, branch: str) -> str:
+        """The commit a workflow's branch is at. Raises `BadInput` where there is no such branch."""
+        found = self.head_of(self.trusted(project), branch)
+        if found is None:
+            raise BadInput(f"The project {project} has no branch {branch}.")
+        return found
+
+    def start_branch(self, project: str, branch: str, base: str) -> None:
+        """Make a workflow's branch at `base` where it is missing; an existing one is left where it is."""
+        repo = self.trusted(project)
+        if self.head_of(repo, branch) is None:
+            with self._locked(project):
+                if self.head_of(repo, branch) is None:
+                    git(repo, "update-ref", f"refs/heads/{branch}", names.commit(base), "0" * 40)
+
+    def base_bundle(self, project: str, commit: str, out: Path) -> None:
+        """Write a bundle that holds `commit` as refs/heads/base."""
+        repo = self.trusted(project)
+        with out.open("wb") as file:
+            file.write(f"# v2 git bundle\n{names.commit(commit)} refs/heads/base\n\n".encode())
+            file.flush()
+            git(repo, "pack-objects", "-q", "--revs", "--stdout", "--delta-base-offset", stdin=f"{commit}\n".encode(),
+                out=file, timeout=FETCH_SECONDS)  # fmt: skip
+        out.chmod(0o644)
+
+    def import_seal(
+        self, project: str, attempt: str, base_bundle: Path, out_bundle: Path, base: str,
+        rules: TreePolicy | None = None, limits: Limits | None = None,
+    ) -> Sealed:  # fmt: skip
+        """Bring a sealed bundle in. Raises `IntakeRefused` naming every fault."""
+        repo = self.trusted(project)
+        ref = f"refs/quarantine/{names.branch(attempt)}"
+        return import_seal(repo, base_bundle, out_bundle, base, ref, rules or TreePolicy(), limits or Limits())
+
+    def commit(
+        self, project: str, branch: str, base: str, tree: str, *, message: str, trailers: Mapping[str, str],
+        when: datetime, author: Person = HOST, committer: Person = HOST,
+    ) -> CommitResult:  # fmt: skip
+        """Put `tree` (made on `base`) onto the branch, once a step; the same inputs make the same commit.
+
+        A branch that moved on is merged in first. Raises `MergeConflict`, `Transient` where the branch keeps moving.
+        """
+        repo, step = self.trusted(project), trailers.get(STEP, "")
+        names.commit(base), names.commit(tree)
+        with self._locked(project):
+            self._unlock_stale(repo)
+            for _ in range(TRIES):
+                found = self.find_step_commit(project, branch, step) if step else None
+                if found is not None:
+                    return CommitResult(found, self._tree(repo, found), False, found=True)
+                tip = self.tip(project, branch)
+                onto = tree if tip == base else self._merged(repo, base, tip, tree)
+                made = self._commit_tree(repo, tip, onto, message, trailers, _people(author, committer, when))
+                try:
+                    git(repo, "update-ref", f"refs/heads/{branch}", made, tip)
+                except GitFailed:
+                    continue  # somebody moved it between our look and our write: look again
+                return CommitResult(made, onto, tip != base)
+        raise Transient(f"The branch {branch} kept moving.")
+
+    def _tree(self, repo: Path, commit: str) -> str:
+        return git(repo, "rev-parse", f"{commit}^{{tree}}").text
+
+    def _commit_tree(
+        self, repo: Path, parent: str, tree: str, message: str, trailers: Mapping[str, str], env: Mapping[str, str]
+    ) -> str:
+        lines = "\n".join(names.trailer(key, value) for key, value in trailers.items())
+        text = message.replace("\x00", "").strip() + "\n\n" + lines + "\n"
+        return git(repo, "commit-tree", "-p", parent, tree, stdin=text.encode("utf-8", "replace"), env=env).text
+
+    def _merged(self, repo: Path, base: str, tip: str, tree: str) -> str:
+        """The tree with what came onto the branch since `base` merged in."""
+        env = _people(HOST, HOST, datetime.fromtimestamp(0, UTC))
+        ours = git(repo, "commit-tree", "-p", base, tree, stdin=b"merge", env=env).text
+        ended = git(repo, "merge-tree", "--write-tree", "--name-only", "-z", tip, ours, ok=(0, 1))
+        fields = ended.out.decode("utf-8", "replace").split("\x00")
+        if ended.code == 1:
+            paths = [path for path in fields[1:] if path][:20]
+            paths = paths[: paths.index("")] if "" in paths else paths
+            raise MergeConflict(f"Another step of the workflow changed the same lines: {', '.join(paths[:5])}.")
+        return fields[0].strip()
+
+    def find_step_commit(self, project: str, branch: str, step_id: str) -> str | None:
+        """The commit on the branch whose trailer names this step, or None."""
+        for info in self.commits(project, None, branch):
+            if info.step == step_id:
+                return info.commit
+        return None
+
+    def commits(self, project: str, base: str | None, branch: str) -> list[CommitInfo]:
+        """The commits of a branch since `base` (None: at most the last 1,000), oldest first."""
+        repo = self.trusted(project)
+        if self.head_of(repo, branch) is None:
+            return []
+        shape = f"%H%x00%P%x00%T%x00%s%x00%(trailers:key={STEP},valueonly,separator=%x2C)%x00%ct%x01"
+        span = [f"refs/heads/{branch}"] + ([f"^{names.commit(base)}"] if base else ["--max-count=1000"])
+        said = git(repo, "log", "--first-parent", f"--format={shape}", *span, "--").out.decode("utf-8", "replace")
+        found = []
+        for record in said.split("\x01"):
+            if record.strip():
+                commit, parents, tree, title, step, when = record.strip("\n").split("\x00")
+                moment = datetime.fromtimestamp(int(when), UTC)
+                found.append(CommitInfo(commit, tuple(parents.split()), tree, title, step.strip() or None, moment))
+        return found[::-1]
+
+    def diff(self, project: str, before: str, after: str, *, limit: int = 1 << 20) -> str:
+        """The difference as text, at most `limit` bytes of it."""
+        options = ("-r", "-p", "--no-ext-diff", "--no-textconv", "--no-color")
+        said = git(
+            self.trusted(project),
+            "diff-tree",
+            *options,
+            names.commit(before),
+            names.commit(after),
+            limit=limit,
+            cut=True,
+        )
+        return said.out.decode("utf-8", "replace") + ("\n[cut]\n" if said.cut else "")
+
+    def drop(self, attempt: str) -> None:
+        """Forget an attempt's quarantine ref in every project."""
+        for repo in self._root.glob("*.git") if self._root.is_dir() else ():
+            ref = f"refs/quarantine/{names.branch(attempt)}"
+            if git(repo, "rev-parse", "--verify", "-q", ref, ok=(0, 1)).code == 0:
+                git(repo, "update-ref", "-d", ref)
+            for left in self._root.glob("quarantine-*"):
+                if datetime.now().timestamp() - left.stat().st_mtime > 3600:
+                    shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,106 @@
+"""The Forge port: register a repository, publish a branch as one patch, read it back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class ForgeHealth:
+    """Node and identity of this host. `faults` are sentences with their mend; empty means healthy."""
+
+    name: str
+    running: bool
+    did: str | None
+    nid: str | None
+    alias: str | None
+    peers: int
+    version: str | None
+    faults: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A repository as the forge knows it."""
+
+    rid: str
+    default_branch: str
+    head: str
+    """Commit id of the default branch."""
+
+
+@dataclass(frozen=True)
+class PublishSpec:
+    """One push of a workflow's branch. `published_at` is recorded before the first try and never changes, so that
+    opening is idempotent; `patch_id` is what the database knows (None: none yet); `heads` are all commits of this
+    workflow so far, oldest first, the last is what is pushed."""
+
+    repo: Path
+    rid: str
+    branch: str
+    base: str
+    heads: Sequence[str]
+    title: str
+    body: str
+    published_at: datetime
+    patch_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the forge holds after a publish, read back from it."""
+
+    patch_id: str
+    revision_id: str
+    head: str
+    did: Literal["opened", "revised", "found"]
+    announced: bool
+    synced_with: int
+
+
+@dataclass(frozen=True)
+class PatchView:
+    """A patch as the forge tells it. `revisions` are (revision id, head commit), in the order they were made."""
+
+    patch_id: str
+    title: str
+    body: str
+    state: str
+    author: str
+    revisions: Sequence[tuple[str, str]]
+
+
+class Forge(Protocol):
+    """Where patches go."""
+
+    name: str
+    """`radicle` or `stand-in`: said in every result and by the demo."""
+
+    def health(self) -> ForgeHealth:
+        """Node, identity and peers, within 3 seconds; never raises for a forge that is down, it says so."""
+
+    def check(self) -> None:
+        """Raise `NotReady` or `DependencyDown`, with the mend, where nothing could be published now."""
+
+    def start(self) -> ForgeHealth:
+        """Make identity and node where missing, start the node; idempotent. Raises `NotReady`, `DependencyDown`."""
+
+    def stop(self) -> None:
+        """Stop the node that `start` started; idempotent."""
+
+    def register(self, repo: Path, *, name: str, description: str, default_branch: str) -> Registration:
+        """Register the bare repository `repo`; a second call returns the same. Raises `BadInput`, `ForgeRefused`."""
+
+    def registration(self, rid: str) -> Registration | None:
+        """What the forge knows of `rid`, or None."""
+
+    def publish(self, spec: PublishSpec) -> Published:
+        """Push the branch and open or revise its one patch, looking before doing: safe to repeat after any crash.
+        Raises `PushFailed` (may pass) or `ForgeRefused` (will not)."""
+
+    def patch(self, rid: str, patch_id: str) -> PatchView | None:
+        """Read one patch back, or None."""
