@@ -131,9 +131,11 @@ def _grant(parts: Parts, step: StepSpec, work: Workdir, run_id: str, token: str)
 def _run_spec(parts: Parts, step: StepSpec, work: Workdir, agent: Agent, task: AgentTask) -> RunSpec:
     command = agent.command(task)
     files = work.inp / "prompt"
-    files.mkdir(mode=0o755)
+    files.mkdir()
+    files.chmod(0o755)
     for name, data in command.files.items():
         (files / name).write_bytes(data)
+        (files / name).chmod(0o644)
     timeout = parts.settings.step_timeout
     return RunSpec(
         role="agent",

@@ -87,8 +87,10 @@ class Workdir:
     def make(self) -> None:
         """Make the directories afresh."""
         shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir(parents=True, mode=0o700)
         for path in (self.ws, self.inp, self.out, self.checked, self.logs, self.kept):
             path.mkdir(parents=True, mode=0o700)
+        self.inp.chmod(0o755)  # the sandbox's user reads it; what shuts others out is the directory above
 
 
 @dataclass(frozen=True)
