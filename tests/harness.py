@@ -19,16 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 KIND = "hyperagent/plan"
 
 
-def plan_of(
-    tasks: Sequence[dict[str, Any]], *, title: str = "A test plan", checks: Sequence[str] = ()
-) -> dict[str, Any]:
+def plan_of(tasks: Sequence[dict[str, Any]], *, title: str = "A test plan", checks: Sequence[str] = ()) -> dict[str, Any]:
     """A plan document with defaults filled in."""
     return {
         "kind": KIND,
         "title": title,
         "tasks": [
-            {"title": f"Do {t['id']}", "instructions": f"Do the step {t['id']}.", "checks": list(checks), **t}
-            for t in tasks
+            {"title": f"Do {t['id']}", "instructions": f"Do the step {t['id']}.", "checks": list(checks), **t} for t in tasks
         ],
     }
 
@@ -68,9 +65,7 @@ class Host:
         self.up()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self.show_logs()
         self.cli("down", check=False)

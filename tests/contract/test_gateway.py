@@ -295,9 +295,7 @@ def test_ending_a_grant_cuts_what_is_under_way(served: Served, scenarios: Path) 
 
 def test_a_second_gateway_on_the_same_directory_refuses(served: Served) -> None:
     env = {**os.environ, "HYPERAGENT_HOME": str(served.home)}
-    done = subprocess.run(
-        [sys.executable, "-m", "hyperagent_tasks.gateway"], env=env, capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run([sys.executable, "-m", "hyperagent_tasks.gateway"], env=env, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert "Another gateway" in done.stderr
 

@@ -181,11 +181,7 @@ def _worker_pids(host: Host) -> list[int]:
             environ = (path / "environ").read_bytes()
         except OSError:
             continue
-        if (
-            b"hyperagent_tasks.worker" in argv
-            and b"-Qsteps" in argv.replace(b"\0", b"")
-            and str(host.home).encode() in environ
-        ):
+        if b"hyperagent_tasks.worker" in argv and b"-Qsteps" in argv.replace(b"\0", b"") and str(host.home).encode() in environ:
             found.append(int(path.name))
     assert found
     return found

@@ -53,9 +53,7 @@ class Sent(Celery):
 def app(monkeypatch: pytest.MonkeyPatch) -> Sent:
     """Sends are noted, not made."""
     made = Sent()
-    monkeypatch.setattr(
-        "hyperagent_common.queue.send_segment", lambda _app, wf, links: made.segments.append((wf, list(links)))
-    )
+    monkeypatch.setattr("hyperagent_common.queue.send_segment", lambda _app, wf, links: made.segments.append((wf, list(links))))
     return made
 
 

@@ -1,0 +1,92 @@
+"""A second Radicle node in its own container, that knows only the first one's address."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from hyperagent_tasks.parts import instance
+from tests import parts
+from tests.harness import Host
+
+
+class Peer:
+    """A node with its own key and storage."""
+
+    def __init__(self, container: Any, rid: str) -> None:
+        self._container, self._rid = container, rid
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        """Run a command beside the node."""
+        code, output = self._container.exec_run(list(argv))
+        text: str = output.decode("utf-8", "replace")
+        assert not check or code == 0, f"{' '.join(argv)} ended with {code}: {text}"
+        return text
+
+    def patch(self, patch_id: str, seconds: float = 30) -> dict[str, Any]:
+        """The patch as this node's `rad` tells it, once it has come."""
+        argv = ["rad", "cob", "show", "--repo", self._rid, "--type", "xyz.radicle.patch", "--object", patch_id]
+        deadline = time.monotonic() + seconds
+        while True:
+            text = self.run(*argv, check=False)
+            if text.startswith("{"):
+                return dict(json.loads(text))
+            assert time.monotonic() < deadline, text
+            self.run("rad", "sync", "--fetch", self._rid, check=False)
+            time.sleep(0.5)
+
+    def commit_exists(self, commit: str) -> bool:
+        """Whether this node's storage holds the commit."""
+        storage = f"/rad/storage/{self._rid.removeprefix('rad:')}"
+        return self.run("git", "-C", storage, "cat-file", "-t", commit).strip() == "commit"
+
+
+@contextlib.contextmanager
+def peer_reading(host: Host, rid: str) -> Iterator[Peer]:
+    """A peer that has cloned `rid` from the host's node."""
+    client = parts.require_docker()
+    settings = type("S", (), {"home": host.home})()
+    node = client.containers.get(f"ha-radicle-{instance(settings)}")
+    address = next(iter(node.attrs["NetworkSettings"]["Networks"].values()))["IPAddress"]
+    nid = node.exec_run(["rad", "self", "--did"]).output.decode().strip().removeprefix("did:key:")
+    config = {
+        "preferredSeeds": [],
+        "cli": {"hints": False},
+        "node": {
+            "alias": "peer",
+            "network": "test",
+            "listen": ["0.0.0.0:8776"],
+            "peers": {"type": "static"},
+            "connect": [f"{nid}@{address}:8776"],
+            "relay": "always",
+            "seedingPolicy": {"default": "allow", "scope": "all"},
+        },
+    }
+    start = (
+        "export RAD_HOME=/rad RAD_PASSPHRASE=; rad auth --alias peer --stdin </dev/null >/dev/null && "
+        'printf %s "$CONFIG" >/rad/config.json && exec radicle-node --force'
+    )
+    container = client.containers.run(
+        parts.require_radicle_image(),
+        ["sh", "-c", start],
+        name=f"ha-peer-{uuid.uuid4().hex[:8]}",
+        detach=True,
+        init=True,
+        environment={"CONFIG": json.dumps(config), "RAD_HOME": "/rad", "RAD_PASSPHRASE": "", "HOME": "/tmp"},
+        tmpfs={"/rad": "rw,mode=1777", "/tmp": "rw,mode=1777"},
+    )
+    try:
+        peer = Peer(container, rid)
+        deadline = time.monotonic() + 45
+        while "No repository" in (said := peer.run("rad", "inspect", rid, "--payload", check=False)) or "rror" in said:
+            assert time.monotonic() < deadline, said
+            peer.run("rad", "seed", rid, "--scope", "all", check=False)
+            peer.run("rad", "sync", "--fetch", rid, "--seed", nid, check=False)
+            time.sleep(0.5)
+        yield peer
+    finally:
+        container.remove(force=True)
