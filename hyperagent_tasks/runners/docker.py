@@ -51,9 +51,7 @@ class DockerRunner:
         finally:
             client.close()
 
-    def run(
-        self, spec: RunSpec, *, sink: Sink | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> RunnerResult:
+    def run(self, spec: RunSpec, *, sink: Sink | None = None, cancelled: Callable[[], bool] | None = None) -> RunnerResult:
         """Run to the end, the deadline or until `cancelled()`. Raises `NotReady`, `DependencyDown`, `BadInput`."""
         image_id = self._engine.image_id(self._image)
         body = profile.container(spec, image_id, self._work_root, self._runtime)

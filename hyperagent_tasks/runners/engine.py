@@ -183,9 +183,7 @@ def unreachable(error: BaseException) -> DependencyDown | NotReady:
     if any(isinstance(cause, PermissionError) for cause in causes):
         return NotReady("The Docker engine does not let this user in.", mend=JOIN_GROUP)
     if _timed_out(error):
-        return DependencyDown(
-            "The Docker engine did not answer in time.", mend="Restart it: `systemctl restart docker`."
-        )
+        return DependencyDown("The Docker engine did not answer in time.", mend="Restart it: `systemctl restart docker`.")
     missing = any(isinstance(cause, (FileNotFoundError, ConnectionRefusedError)) for cause in causes)
     how = "is not running" if missing else "went away during a call"
     return DependencyDown(f"The Docker engine {how}.", mend=START_ENGINE)
