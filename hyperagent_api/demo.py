@@ -45,8 +45,11 @@ def run(settings: Settings, *, again: bool, as_json: bool) -> None:
     if project["state"] != "ready":
         raise NotReady("The example could not be registered in time.", mend=f"Look into {settings.home / 'logs'}.")
     document = yaml.safe_load((resources.files("hyperagent_api") / "demo_plan.yaml").read_text())
-    key = f"demo-{plans.parse(document).digest()[:16]}" + (f"-{time.time_ns()}" if again else "")
-    submitted = client.post("/api/v1/workflows", {"project": PROJECT, "plan": document}, **{"Idempotency-Key": key})
+    key = f"demo-{plans.parse(document).digest()[:16]}"
+    submitted = _submit(client, document, f"{key}-{time.time_ns()}" if again else key)
+    if submitted["state"] in ("failed", "cancelled") and not again:
+        words(f"The demo ran before and {submitted['state']}; running it once more.")
+        submitted = _submit(client, document, f"{key}-{time.time_ns()}")
     reused = submitted["state"] != "running"
     words(f"Workflow {submitted['id']}" + (" ran before; --again runs the plan once more." if reused else ":"))
     workflow = submitted if reused else watched(client, submitted["id"])
@@ -56,6 +59,13 @@ def run(settings: Settings, *, again: bool, as_json: bool) -> None:
         emit(result)
     if workflow["state"] != "done":
         sys.exit(FAILED)
+
+
+def _submit(client: ApiClient, document: dict[str, Any], key: str) -> dict[str, Any]:
+    submitted: dict[str, Any] = client.post(
+        "/api/v1/workflows", {"project": PROJECT, "plan": document}, **{"Idempotency-Key": key}
+    )
+    return submitted
 
 
 def _make_example(path: Path) -> None:

@@ -26,10 +26,15 @@ class Check:
     mend: str = ""
 
 
-def run_without_parts(parts: Parts) -> list[Check]:
-    """The checks that need no chosen part."""
-    looks = {"database": _database, "broker": _broker, "storage": _storage, "gateway": _gateway, "disk": _disk}
-    return [_look(name, look, parts) for name, look in looks.items()]
+def examine(parts: Parts) -> list[Check]:
+    """Every check of this host; where the parts cannot even be chosen, that, and what does not need them."""
+    try:
+        _ = parts.chosen
+    except HyperagentError as error:
+        looks = {"database": _database, "broker": _broker, "storage": _storage, "gateway": _gateway, "disk": _disk}
+        rest = [_look(name, look, parts) for name, look in looks.items()]
+        return [Check("parts", False, error.message, error.mend), *rest]
+    return run(parts)
 
 
 def run(parts: Parts) -> list[Check]:
@@ -76,9 +81,7 @@ def _broker(parts: Parts) -> str:
     finally:
         client.close()
     if policy not in (None, "noeviction"):
-        raise NotReady(
-            f"Redis may throw messages away: its maxmemory-policy is {policy}.", mend="Set it to noeviction."
-        )
+        raise NotReady(f"Redis may throw messages away: its maxmemory-policy is {policy}.", mend="Set it to noeviction.")
     return "redis"
 
 

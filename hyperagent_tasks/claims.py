@@ -69,9 +69,7 @@ def take(url: str, app: Celery, step_id: str, generation: int, worker: str, leas
 
 def _take(session: Session, step_id: str, generation: int, worker: str, lease: float) -> Claim | None:
     moment = db.now(session)
-    running = select(Workflow.id).where(
-        Workflow.id == WorkflowStep.workflow_id, Workflow.state == WorkflowState.RUNNING
-    )
+    running = select(Workflow.id).where(Workflow.id == WorkflowStep.workflow_id, Workflow.state == WorkflowState.RUNNING)
     free = or_(
         WorkflowStep.state == StepState.QUEUED,
         and_(WorkflowStep.state == StepState.RUNNING, WorkflowStep.lease_until < moment),
@@ -120,9 +118,7 @@ def fenced(url: str, claim: Claim) -> Iterator[tuple[Session, WorkflowStep]]:
     """A transaction in which the step is still ours. Raises `LeaseLost`, and then nothing of it is written."""
     with db.transaction(url) as session:
         ours = (WorkflowStep.id == claim.step_id, WorkflowStep.fence == claim.fence)
-        step = session.scalar(
-            select(WorkflowStep).where(*ours, WorkflowStep.state == StepState.RUNNING).with_for_update()
-        )
+        step = session.scalar(select(WorkflowStep).where(*ours, WorkflowStep.state == StepState.RUNNING).with_for_update())
         if step is None:
             raise LeaseLost()
         yield session, step
@@ -238,9 +234,7 @@ def _give_up(session: Session, app: Celery, claim: Claim, error_type: str, reaso
             created_at=moment,
         )
     )
-    events.record(
-        session, EventKind.STEP_FAILED, step=step, attempt=attempt, at=moment, error_type=error_type, reason=reason
-    )
+    events.record(session, EventKind.STEP_FAILED, step=step, attempt=attempt, at=moment, error_type=error_type, reason=reason)
     session.flush()
     workflows.advance(session, app, workflow.id)
 

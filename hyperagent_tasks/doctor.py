@@ -23,7 +23,7 @@ def doctor(as_json: bool) -> None:
     """Look at every part of this host. Exits 0 where all is right, 5 where something is not, 2 on wrong settings."""
     try:
         parts = Parts(settings.load())
-        found = examine(parts)
+        found = checks.examine(parts)
         chosen = dict(parts.chosen.__dict__) if all(c.name != "parts" for c in found) else {}
     except HyperagentError as error:
         found, chosen = [Check("settings", False, str(error))], {}
@@ -33,16 +33,6 @@ def doctor(as_json: bool) -> None:
     else:
         _print(found)
     sys.exit(0 if ok else (2 if found[0].name == "settings" else NOT_RIGHT))
-
-
-def examine(parts: Parts) -> list[Check]:
-    """Every check of this host; where the parts cannot even be chosen, that and what does not need them."""
-    try:
-        _ = parts.chosen
-    except HyperagentError as error:
-        rest = [c for c in checks.run_without_parts(parts) if c.name != "parts"]
-        return [Check("parts", False, error.message, error.mend), *rest]
-    return checks.run(parts)
 
 
 def _print(found: list[Check]) -> None:

@@ -44,9 +44,10 @@ def _run(parts: Parts, name: str) -> None:
 
 def beat(parts: Parts, name: str, *, stopped: bool = False) -> None:
     """Write one heartbeat with what the checks say."""
-    found = [] if stopped else checks.run(parts)
+    found = [] if stopped else checks.examine(parts)
     faults = [{"check": c.name, "message": c.message, "mend": c.mend} for c in found if not c.ok]
-    said: dict[str, Any] = {} if stopped else dict(parts.chosen.__dict__)
+    known = not stopped and all(c.name != "parts" for c in found)
+    said: dict[str, Any] = dict(parts.chosen.__dict__) if known else {}
     with db.transaction(parts.settings.db_url) as session:
         row = session.get(Worker, name)
         moment = db.now(session)

@@ -86,9 +86,7 @@ def reap_older(parts: Parts, step: StepSpec) -> None:
 
     def keep(labels: object) -> bool:
         said = dict(labels) if isinstance(labels, dict) else {}
-        return said.get("hyperagent.step") != step.claim.step_id or said.get("hyperagent.fence") == str(
-            step.claim.fence
-        )
+        return said.get("hyperagent.step") != step.claim.step_id or said.get("hyperagent.fence") == str(step.claim.fence)
 
     parts.runner.reap(keep)
 

@@ -87,9 +87,7 @@ def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -
     _keep(parts, step, "provenance.json", statements.encode(statements.statement(facts)), OBSERVED)
 
 
-def _facts(
-    parts: Parts, step: StepSpec, made: Made, published: Published, kept: list[Byproduct], moment: datetime
-) -> StepFacts:
+def _facts(parts: Parts, step: StepSpec, made: Made, published: Published, kept: list[Byproduct], moment: datetime) -> StepFacts:
     claim = step.claim
     return StepFacts(
         subject=f"git+{step.rid}/refs/heads/{step.branch}",

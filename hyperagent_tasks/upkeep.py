@@ -78,9 +78,7 @@ def snapshot(session: Session) -> list[Stuck]:
     """Every step that should be moving."""
     moving = WorkflowStep.state.in_([StepState.QUEUED, StepState.RUNNING])
     rows = session.scalars(select(WorkflowStep).where(moving).order_by(WorkflowStep.queued_at).limit(BATCH))
-    return [
-        Stuck(r.id, StepState(r.state), r.generation, r.fence, r.sent_at, r.lease_until, r.attempt_count) for r in rows
-    ]
+    return [Stuck(r.id, StepState(r.state), r.generation, r.fence, r.sent_at, r.lease_until, r.attempt_count) for r in rows]
 
 
 def _apply(parts: Parts, seen: Stuck, action: Action) -> bool:

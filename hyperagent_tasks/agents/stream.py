@@ -123,9 +123,7 @@ class OpencodeParser:
         self._tools_ok += ok
         self._denied += not ok and bool(DENIED.search(told))
         call = clean(part.get("callID"), 128)
-        return AgentEvent(
-            "tool", {"name": name, "id": call, "ok": ok, "input": _brief(state.get("input")), "output": told}
-        )
+        return AgentEvent("tool", {"name": name, "id": call, "ok": ok, "input": _brief(state.get("input")), "output": told})
 
     def _take_step(self, part: dict[str, object]) -> AgentEvent:
         self._stop = clean(part.get("reason"), 64)

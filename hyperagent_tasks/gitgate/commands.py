@@ -182,9 +182,7 @@ def _limit(pid: int, memory: int | None) -> None:
         return  # it ended already
 
 
-def _collect(
-    process: subprocess.Popen[bytes], command: str, deadline: float, timeout: float, limit: int, cut: bool
-) -> Ended:
+def _collect(process: subprocess.Popen[bytes], command: str, deadline: float, timeout: float, limit: int, cut: bool) -> Ended:
     """Read both streams to their end, within deadline and limits."""
     said: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
     stopped = False

@@ -113,9 +113,7 @@ class GitGate:
         """Bring the source's default branch in, through a quarantine and fsck; returns its commit. Raises `BadInput`."""
         names.branch(branch)
         repo, info = self.trusted(project), open_source(Path(source))
-        head = git(
-            None, "-C", str(source), "rev-parse", "--verify", "-q", f"refs/heads/{branch}^{{commit}}", ok=(0, 1, 128)
-        ).text
+        head = git(None, "-C", str(source), "rev-parse", "--verify", "-q", f"refs/heads/{branch}^{{commit}}", ok=(0, 1, 128)).text
         if not head:
             told = f"The repository {source} has no branch {branch}; it is on {info.default_branch}."
             raise BadInput(told, faults=[Fault("default_branch", told)], mend="Name a branch that is there.")

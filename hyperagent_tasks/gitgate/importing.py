@@ -76,9 +76,7 @@ def changed_files(repo: Path, before: str, after: str) -> list[ChangedFile]:
     """What changed between two commits, without renames, drivers or filters."""
     options = ("-r", "-z", "--no-renames", "--no-ext-diff", "--no-textconv")
     raw = git(repo, "diff-tree", *options, "--raw", before, after).out.decode("utf-8", "surrogateescape").split("\0")
-    stat = (
-        git(repo, "diff-tree", *options, "--numstat", before, after).out.decode("utf-8", "surrogateescape").split("\0")
-    )
+    stat = git(repo, "diff-tree", *options, "--numstat", before, after).out.decode("utf-8", "surrogateescape").split("\0")
     counts: dict[str, tuple[int | None, int | None]] = {}
     for record in filter(None, stat):
         added, removed, path = record.split("\t", 2)

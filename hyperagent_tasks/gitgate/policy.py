@@ -35,9 +35,7 @@ def entries(listing: bytes) -> list[Entry]:
     return found
 
 
-def faults(
-    tree: Sequence[Entry], changed: Sequence[ChangedFile], known: Mapping[str, Entry], policy: TreePolicy
-) -> list[Fault]:
+def faults(tree: Sequence[Entry], changed: Sequence[ChangedFile], known: Mapping[str, Entry], policy: TreePolicy) -> list[Fault]:
     """Every way in which the tree breaks the policy. `known` is the base's tree: what it had is not the step's doing."""
     found: list[Fault] = []
     fresh = [entry for entry in tree if known.get(entry.path) != entry]

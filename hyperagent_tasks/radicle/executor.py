@@ -64,9 +64,7 @@ class ContainerExecutor:
             try:
                 self._made = docker.from_env(timeout=int(CALL_SECONDS))
             except DockerException as error:
-                raise DependencyDown(
-                    "The Docker engine does not answer.", mend="Start it: ops/parts engine."
-                ) from error
+                raise DependencyDown("The Docker engine does not answer.", mend="Start it: ops/parts engine.") from error
         return self._made
 
     def _options(self) -> dict[str, Any]:

@@ -54,9 +54,7 @@ def inspect(home: Path, *, passphrase: bool) -> bool:
     if not home.exists():
         return False
     if not home.is_dir() or not os.access(home, os.R_OK | os.W_OK | os.X_OK):
-        raise NotReady(
-            f"The Radicle home {home} is not a directory this user can write.", mend="Mend its owner and mode."
-        )
+        raise NotReady(f"The Radicle home {home} is not a directory this user can write.", mend="Mend its owner and mode.")
     return _identity(home, passphrase)
 
 

@@ -26,9 +26,7 @@ class StandInForge:
 
     name = "stand-in"
 
-    def __init__(
-        self, home: Path, *, head_of: Callable[[Path, str], str | None], has: Callable[[Path, str], bool]
-    ) -> None:
+    def __init__(self, home: Path, *, head_of: Callable[[Path, str], str | None], has: Callable[[Path, str], bool]) -> None:
         self._home, self._head_of, self._has = home, head_of, has
         log.warning("forge.stand-in", extra={"notice": NOTICE})
 

@@ -90,9 +90,7 @@ class Runner(Protocol):
     def check(self) -> None:
         """Raise `NotReady` (with its mend) or `DependencyDown` where this runner cannot run now."""
 
-    def run(
-        self, spec: RunSpec, *, sink: Sink | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> RunnerResult:
+    def run(self, spec: RunSpec, *, sink: Sink | None = None, cancelled: Callable[[], bool] | None = None) -> RunnerResult:
         """Run to the end, the deadline or until `cancelled()` is true (asked at least once a second).
 
         Nothing of the sandbox is left when this returns or raises. Raises `NotReady`, `DependencyDown`.

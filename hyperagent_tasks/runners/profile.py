@@ -144,8 +144,8 @@ def mounts(spec: RunSpec, work_root: Path) -> list[Mount]:
 
 def _checked(mount: Mount, work_root: Path) -> Mount:
     target = mount.target
-    parts = target.split("/")[1:]
-    if f"/{parts[0]}" not in SEATS or any(part in ("", ".", "..") for part in parts):
+    root, *parts = target.split("/")
+    if root or f"/{parts[0] if parts else ''}" not in SEATS or any(part in ("", ".", "..") for part in parts):
         raise BadInput(f"{target} is no place for a mount; it must lie in one of {', '.join(SEATS)}.")
     # The engine follows links in a source, as root: a link the last sandbox left would show it a file of this host.
     source = trees.inside(work_root, mount.source)

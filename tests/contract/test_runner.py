@@ -313,7 +313,8 @@ def test_remove_tree_takes_deep_and_odd_trees_and_follows_no_link(bench: Bench) 
         f"ln -s {outside} link; mkfifo pipe; mkdir shut; touch shut/x; chmod 0 shut; touch \"$(printf 'a\\nb')\";"
         "i=0; while [ $i -lt 600 ]; do mkdir dddddddd && cd dddddddd || exit 1; i=$((i+1)); done; touch bottom"
     )
-    assert bench.run(shell).ok
+    ended = bench.run(shell).ended
+    assert ended == ("exited" if bench.kind == "fake" else "disk")  # a tree too deep to look at counts as too big
     bench.runner.remove_tree(ws)
     assert not ws.exists()
     assert (outside / "precious").exists()

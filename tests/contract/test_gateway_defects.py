@@ -1,0 +1,161 @@
+"""What the gateway must withstand and once did not: each test here reproduced a defect."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.test_gateway_upstreams import CANARY, TRIES, Rig, Upstream, events, path, request, until
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A gateway before a provider that misbehaves."""
+    upstream = Upstream()
+    made = Rig(tmp_path_factory.mktemp("g"), upstream)
+    yield made
+    made.process.terminate()
+    made.process.wait(15)
+    upstream.close()
+
+
+def memory(rig: Rig) -> int:
+    """The most memory the gateway has held, in MiB."""
+    lines = Path(f"/proc/{rig.process.pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) >> 10
+
+
+def half_sent(rig: Rig, token: str, connection: http.client.HTTPConnection) -> bytes:
+    """Send a request but for its last byte; returns that byte."""
+    body = request(tools=[])
+    connection.putrequest("POST", path(token))
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body[:-1])
+    return body[-1:]
+
+
+def test_a_provider_that_tells_the_key_back_does_not_tell_it_to_the_agent(rig: Rig) -> None:
+    token, run = rig.grant("echo")
+    status, text = rig.post(token, request())
+    seen = rig.client.close(run)
+    assert status == 401
+    for told in (text, json.dumps(seen.failures), (rig.home / f"{run}.jsonl").read_text()):
+        assert CANARY not in told
+
+
+def test_a_body_packed_twice_does_not_fill_the_hosts_memory(rig: Rig) -> None:
+    token, _ = rig.grant("good")
+    bomb = gzip.compress(gzip.compress(b"\0" * (512 << 20), 9), 9)
+    before = memory(rig)
+    assert rig.post(token, bomb, **{"Content-Encoding": "gzip"})[0] in (400, 413)
+    assert memory(rig) - before < 128
+
+
+def test_requests_sent_at_once_do_not_pass_the_budget_together(rig: Rig) -> None:
+    token, run = rig.grant("good", max_requests=2)
+    connections = [http.client.HTTPConnection(host(rig), timeout=20) for _ in range(6)]
+    rest = [half_sent(rig, token, connection) for connection in connections]
+    time.sleep(0.3)
+    for connection, last in zip(connections, rest, strict=True):
+        connection.send(last)
+    statuses = sorted(connection.getresponse().status for connection in connections)
+    for connection in connections:
+        connection.close()
+    assert statuses == [200, 200, 400, 400, 400, 400]
+    assert rig.client.close(run).requests == 2
+
+
+def host(rig: Rig) -> str:
+    """Where an agent connects."""
+    return rig.client.base_url(sandbox="process").removeprefix("http://")
+
+
+def test_a_request_begun_before_its_grant_ended_reaches_no_provider(rig: Rig) -> None:
+    token, run = rig.grant("good")
+    asked = len(rig.upstream.seen)
+    with rig.connected() as connection:
+        last = half_sent(rig, token, connection)
+        time.sleep(0.3)
+        rig.client.close(run)
+        try:
+            connection.send(last)
+            status = connection.getresponse().status
+        except (http.client.HTTPException, OSError):
+            status = 401
+    assert status == 401
+    assert len(rig.upstream.seen) == asked
+
+
+def test_an_agent_that_goes_away_is_no_failure_of_the_provider(rig: Rig) -> None:
+    token, run = rig.grant("slow")
+    with rig.connected() as connection:
+        connection.request("POST", path(token), request())
+        assert connection.getresponse().read(10)
+    assert until(lambda: rig.client.observed(run).statuses != {})
+    assert rig.client.close(run).failures == []
+
+
+def test_a_redirect_is_neither_followed_nor_passed_on(rig: Rig) -> None:
+    status, text, seen = rig.ask("moved")
+    assert status == 400
+    assert "provider failed" in json.loads(text)["error"]["message"]
+    assert seen.last_failure == "other"
+
+
+def test_an_error_told_in_two_pieces_is_read_whole(rig: Rig) -> None:
+    _, _, seen = rig.ask("split-quota")
+    assert (seen.last_failure, seen.retries) == ("quota", 0)
+
+
+def test_a_stream_cut_within_a_line_still_ends_in_a_whole_error_event(rig: Rig) -> None:
+    status, text, seen = rig.ask("cut-in-a-line")
+    whole = [line for line in text.splitlines() if '"error"' in line]
+    assert status == 200
+    assert events(whole[-1])[0]["error"]["message"].startswith("provider failed")
+    assert [failure["class"] for failure in seen.failures] == ["transport"]
+
+
+@pytest.mark.parametrize("name", ["cut-json", "garbage-json"])
+def test_an_answer_in_one_piece_that_breaks_is_retried_and_then_refused(rig: Rig, name: str) -> None:
+    status, text, seen = rig.ask(name, stream=False)
+    assert (status, seen.retries, seen.last_failure) == (400, TRIES - 1, "transport")
+    assert "provider failed" in json.loads(text)["error"]["message"]
+
+
+def test_an_error_told_inside_a_stream_is_recorded_as_what_it_is(rig: Rig) -> None:
+    _, _, seen = rig.ask("error-in-stream")
+    assert seen.last_failure == "rate_limit"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"messages": 7},
+        {"messages": [{"role": "user", "content": 5}], "tools": 7},
+        {"tools": [{"function": "write"}]},
+        {"stream_options": "yes"},
+    ],
+    ids=json.dumps,
+)
+def test_an_odd_request_is_never_a_fault_of_the_gateway(rig: Rig, odd: dict[str, object]) -> None:
+    token, _ = rig.grant("good")
+    assert rig.post(token, request(**odd))[0] in (200, 400)
+
+
+def test_waiting_for_a_body_that_never_comes_ends_with_the_grant(rig: Rig) -> None:
+    token, run = rig.grant("good")
+    ended = threading.Event()
+    with rig.connected() as connection:
+        half_sent(rig, token, connection)
+        waiting = threading.Thread(target=lambda: (connection.sock.recv(10), ended.set()), daemon=True)
+        waiting.start()
+        time.sleep(0.3)
+        rig.client.close(run)
+        assert ended.wait(5)
