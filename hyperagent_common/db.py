@@ -127,10 +127,6 @@ def check(url: str) -> None:
             names = set(inspect(connection).get_table_names())
             found = connection.scalar(text("SELECT version_num FROM alembic_version")) if names else None
     except DBAPIError as error:
-        raise DependencyDown(
-            f"The database does not answer: {error.orig}", mend="Start it, or mend database_url."
-        ) from error
+        raise DependencyDown(f"The database does not answer: {error.orig}", mend="Start it, or mend database_url.") from error
     if found != head or not set(Base.metadata.tables) <= names:
-        raise NotReady(
-            f"The database schema is at {found or 'nothing'}, not {head}.", mend="Run `hyperagent db upgrade`."
-        )
+        raise NotReady(f"The database schema is at {found or 'nothing'}, not {head}.", mend="Run `hyperagent db upgrade`.")

@@ -49,9 +49,7 @@ class Settings:
 
     home: Path = setting(Path("~/.local/share/hyperagent"), "Directory that holds the state of this host.")
     database_url: str = setting("", "SQLAlchemy URL; empty: SQLite in `home`.", secret=True)
-    broker_url: str = setting(
-        "", "Redis URL of the broker; empty: `hyperagent up` runs a Redis in `home`.", secret=True
-    )
+    broker_url: str = setting("", "Redis URL of the broker; empty: `hyperagent up` runs a Redis in `home`.", secret=True)
     storage_url: str = setting("", "Where artifacts go: a directory or `s3://bucket/prefix`; empty: `home`/storage.")
     api_host: str = setting("127.0.0.1", "Address the API listens on; any but loopback needs `api_token`.")
     api_port: int = setting(8440, "Port the API listens on.")
@@ -64,9 +62,7 @@ class Settings:
     agent_model: str = setting(
         "replay/demo", "Model as `provider/model`, provider being one of `providers`.", env="WORKFLOW_AGENT_MODEL"
     )
-    agent_max_rounds: int = setting(
-        1, "Most rounds of coder and verifier in one attempt.", env="WORKFLOW_AGENT_MAX_ROUNDS"
-    )
+    agent_max_rounds: int = setting(1, "Most rounds of coder and verifier in one attempt.", env="WORKFLOW_AGENT_MAX_ROUNDS")
     agent_max_requests: int = setting(200, "Most model requests of one agent run.")
     providers: dict[str, Any] = setting({}, "Model providers: `[providers.NAME]` with `kind`, `base_url`, `api_key`.")
     scenario_dirs: list[str] = setting([], "Directories with scenarios of the replay provider, besides the bundled.")

@@ -16,9 +16,7 @@ class ProviderSchema(Schema):
     """One model provider. `api_key_file` names a file that holds the key."""
 
     kind = fields.String(required=True, validate=validate.OneOf(["openai", "replay"]))
-    base_url = fields.String(
-        load_default="", validate=validate.Regexp(r"^(https?://.*)?$", error="must be a http(s) URL")
-    )
+    base_url = fields.String(load_default="", validate=validate.Regexp(r"^(https?://.*)?$", error="must be a http(s) URL"))
     api_key = fields.String(load_default="")
     api_key_file = fields.String(load_default="")
     models = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)

@@ -93,9 +93,7 @@ class ObjectStorage:
             obstore.put(self._store, "health/probe", b"ok")
             obstore.get(self._store, "health/probe")
         except (exceptions.BaseError, OSError) as error:
-            raise DependencyDown(
-                f"The storage {self._root} cannot be used: {error}", mend="Look at storage_url."
-            ) from error
+            raise DependencyDown(f"The storage {self._root} cannot be used: {error}", mend="Look at storage_url.") from error
 
 
 def open_storage(url: str) -> ObjectStorage:
@@ -108,6 +106,4 @@ def open_storage(url: str) -> ObjectStorage:
     try:
         return ObjectStorage(LocalStore(path, mkdir=True), str(path))
     except (exceptions.BaseError, OSError) as error:
-        raise DependencyDown(
-            f"The storage directory {path} cannot be used: {error}", mend="Look at storage_url."
-        ) from error
+        raise DependencyDown(f"The storage directory {path} cannot be used: {error}", mend="Look at storage_url.") from error

@@ -100,9 +100,7 @@ def _add_steps(session: Session, workflow: Workflow, plan: Plan, max_attempts: i
             checks=list(planned.checks),
             details=dict(planned.metadata),
         )
-        step = WorkflowStep(
-            workflow=workflow, planner_task=task, position=position, key=planned.id, max_attempts=max_attempts
-        )
+        step = WorkflowStep(workflow=workflow, planner_task=task, position=position, key=planned.id, max_attempts=max_attempts)
         session.add_all([task, step])
     session.flush()
 

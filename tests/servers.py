@@ -6,12 +6,15 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psycopg
 
 from tests import parts
 
@@ -23,24 +26,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
-    """Wait until the process answers on a loopback port."""
+def answers(port: int) -> None:
+    """Raises `OSError` where nobody listens."""
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
+def wait_for(ask: Callable[[], None], process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """Wait until `ask` no longer raises; a process that ended, or the end of the time, is a failure."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while True:
         assert process.poll() is None, f"{process.args} ended with {process.returncode}"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{process.args} did not answer within {seconds} s")
+        try:
+            return ask()
+        except (OSError, psycopg.OperationalError):
+            assert time.monotonic() < deadline, f"{process.args} did not answer within {seconds} s"
+            time.sleep(0.05)
+
+
+def bound() -> list[str]:
+    """What to put before a server's command so that it ends with the tests, also where those are killed."""
+    return ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
 
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """End the process at the end."""
+    """End the process at the end: SIGINT, on which PostgreSQL does not wait for its clients."""
     try:
         yield process
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
@@ -53,10 +67,10 @@ def redis_server(directory: Path) -> Iterator[str]:
     """Debian's Redis with AOF and noeviction; gives its URL."""
     port = free_port()
     directory.mkdir(parents=True, exist_ok=True)
-    argv = [parts.require_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    argv = [*bound(), parts.require_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
     argv += ["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", ""]
     with ended(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)) as process:
-        wait_for(port, process)
+        wait_for(lambda: answers(port), process)
         yield f"redis://127.0.0.1:{port}/0"
 
 
@@ -67,8 +81,9 @@ def postgres_server() -> Iterator[str]:
     directory = Path(f"/tmp/ha-pg-{uuid.uuid4().hex[:8]}")
     directory.mkdir(mode=0o700)
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
-    if as_user:
+    as_user = bound()
+    if os.geteuid() == 0:
+        as_user = [*(as_user or ["setpriv"]), "--reuid=postgres", "--regid=postgres", "--init-groups"]
         shutil.chown(directory, "postgres", "postgres")
     port, data = free_port(), directory / "data"
     try:
@@ -78,7 +93,8 @@ def postgres_server() -> Iterator[str]:
         argv += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         log = (directory / "log").open("wb")
         with log, ended(subprocess.Popen(argv, stdout=log, stderr=log, cwd="/")) as process:
-            wait_for(port, process)
-            yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+            url = f"postgresql://{user}@127.0.0.1:{port}/postgres"
+            wait_for(lambda: psycopg.connect(url, connect_timeout=5).close(), process)  # it listens before it answers
+            yield url
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -24,6 +24,11 @@ CODES = {
     "ContentFilterError": EndReason.REFUSED,
     "ProviderAuthError": EndReason.AUTH,
     "MessageAbortedError": EndReason.CRASHED,
+    # the gateway's own classes; it may not say "rate_limit" to opencode, which then asks again for minutes
+    "throttled": EndReason.RATE_LIMIT,
+    "server": EndReason.PROVIDER,
+    "transport": EndReason.PROVIDER,
+    "scenario": EndReason.REFUSED,
 } | {str(reason): reason for reason in EndReason}
 
 WORDS = [

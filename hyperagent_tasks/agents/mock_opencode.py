@@ -2,7 +2,7 @@
 """A MOCK of the opencode CLI, bundled with HyperAgent: same flags, same JSON events, no intelligence of its own.
 
 It asks the model server of its configuration what to do, as opencode does, or plays `OPENCODE_MOCK_SCRIPT`: JSON
-`{"turns": [{"text": "..", "calls": [{"name": "write", "args": {..}}], "finish": "stop", "sleep": 0, "raw": "..",
+`{"turns": [{"text": "..", "calls": [{"name": "write", "args": {..}}], "finish": "stop", "sleep": 0,
 "error": {"status": 401, "message": ".."}}]}`. It says everywhere that it is a mock: version, every event, every log
 line. Standard library only: this one file is copied into the runner image as `opencode-mock`.
 """
@@ -27,7 +27,6 @@ VERSION = "mock-1.18.33"
 MAX_TURNS, MAX_ATTEMPTS = 50, 3
 MAX_LINE, MAX_ANSWER, MAX_PROMPT, MAX_TOOL_OUTPUT = 8 << 20, 64 << 20, 16 << 20, 50_000
 REQUEST_SECONDS, TOOL_SECONDS = 600, 120
-FINISHES = {"tool_calls": "tool-calls", "content_filter": "content-filter", None: "unknown"}
 
 
 Json = dict[str, Any]
@@ -87,15 +86,13 @@ def main() -> int:
     if args.command != "run" or not prompt.strip():
         print("opencode-mock: say `run`, with a prompt as argument or on standard input", file=sys.stderr)
         return 1
-    session = "ses_mock" + hashlib.sha256(f"{args.title}\0{args.model}\0{prompt}".encode()).hexdigest()[:20]
-    out = Out(session)
+    out = Out("ses_mock" + hashlib.sha256(f"{args.title}\0{args.model}\0{prompt}".encode()).hexdigest()[:20])
     out.log("this is the mock of opencode, not opencode", version=VERSION, cwd=os.getcwd(), model=args.model)
     try:
         return converse(out, model_of(args.model), prompt)
     except ModelError as error:
         out.log(str(error), level="ERROR", status=error.status)
-        data = {"message": str(error), "isRetryable": False, "responseBody": error.body}
-        data |= {"statusCode": error.status} if error.status else {}
+        data = {"message": str(error), "statusCode": error.status, "isRetryable": False, "responseBody": error.body}
         out.event("error", error={"name": error.name, "data": data})
         return 1
 
@@ -128,8 +125,8 @@ def model_of(name: str) -> Model:
 
 def converse(out: Out, model: Model, prompt: str) -> int:
     """Ask, do what is asked, answer, until the model stops."""
-    system = f"You are a mock coding agent. Working directory: {os.getcwd()}"
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    where = f"You are a mock coding agent. Working directory: {os.getcwd()}"
+    messages: Messages = [{"role": "system", "content": where}, {"role": "user", "content": prompt}]
     for _ in range(MAX_TURNS):
         answer = patiently(model, messages, out)
         finish = say(out, messages, answer)
@@ -156,15 +153,14 @@ def patiently(model: Model, messages: Messages, out: Out) -> Json:
 def say(out: Out, messages: Messages, answer: Json) -> str:
     """Emit one step: text, the tools it calls, and its end; returns the finish reason in opencode's words."""
     out.message += 1
-    asked = answer["calls"]
     out.part("step_start", "step-start")
     if answer["text"]:
         out.part("text", "text", text=answer["text"])
-    calls = [{"id": c["id"], "type": "function", "function": {k: c[k] for k in ("name", "arguments")}} for c in asked]
+    calls = [{"id": call.pop("id"), "type": "function", "function": call} for call in answer["calls"]]
     messages.append({"role": "assistant", "content": answer["text"], **({"tool_calls": calls} if calls else {})})
-    for call in asked:
+    for call in calls:
         messages.append({"role": "tool", "tool_call_id": call["id"], "content": act(out, call)})
-    finish = "tool-calls" if calls else FINISHES.get(answer["finish"], answer["finish"])
+    finish = "tool-calls" if calls else str(answer["finish"]).replace("_", "-")
     out.part("step_finish", "step-finish", reason=finish, tokens=tokens_of(answer["usage"]), cost=0)
     return finish
 
@@ -172,17 +168,17 @@ def say(out: Out, messages: Messages, answer: Json) -> str:
 def tokens_of(usage: Json) -> Json:
     """An OpenAI usage in opencode's words: input excludes what the cache gave."""
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    fresh = max(0, (usage.get("prompt_tokens") or 0) - cached)
-    return {"input": fresh, "output": usage.get("completion_tokens") or 0, "cache": {"read": cached, "write": 0}}
+    asked = usage.get("prompt_tokens") or 0
+    return {"input": max(0, asked - cached), "output": usage.get("completion_tokens") or 0, "cache": {"read": cached, "write": 0}}
 
 
 def act(out: Out, call: Json) -> str:
     """Do one tool call and tell about it, as opencode does: errors go back to the model."""
-    name, began, args = call["name"], int(time.time() * 1000), {}
+    name, args, began = call["function"]["name"], {}, int(time.time() * 1000)
+    state: Json
     try:
-        args = json.loads(call["arguments"])
-        action = {"write": write, "bash": bash, "read": read}[name]
-        state = {"status": "completed", "output": action(**args)}
+        args = json.loads(call["function"]["arguments"])
+        state = {"status": "completed", "output": ACTIONS[name](**args)}
     except KeyError:
         said = f"Model tried to call unavailable tool '{name}'. Available tools: bash, read, write."
         name, args, state = "invalid", {"tool": name, "error": said}, {"status": "completed", "output": said}
@@ -197,10 +193,9 @@ def act(out: Out, call: Json) -> str:
 def inside(name: str) -> Path:
     """The path called `name`, refused outside the working directory."""
     root = Path.cwd().resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
-        raise PermissionError(f"The user has specified a rule which prevents you from using {name}: outside {root}")
-    return path
+    if (path := (root / name).resolve()).is_relative_to(root):
+        return path
+    raise PermissionError(f"The user has specified a rule which prevents you from using {name}: outside {root}")
 
 
 def write(filePath: str, content: str, **_: object) -> str:
@@ -213,8 +208,7 @@ def write(filePath: str, content: str, **_: object) -> str:
 
 def read(filePath: str, **_: object) -> str:
     """Read a file below the working directory."""
-    with inside(filePath).open(encoding="utf-8", errors="replace") as file:
-        return file.read(MAX_TOOL_OUTPUT)
+    return inside(filePath).read_bytes()[:MAX_TOOL_OUTPUT].decode("utf-8", "replace")
 
 
 def bash(command: str, **_: object) -> str:
@@ -224,14 +218,15 @@ def bash(command: str, **_: object) -> str:
     return f"{done.stdout[-MAX_TOOL_OUTPUT:].decode('utf-8', 'replace')}\n(exit code {done.returncode})"
 
 
+ACTIONS: dict[str, Callable[..., str]] = {"write": write, "bash": bash, "read": read}
+
+
 def scripted(turns: list[Json], out: Out) -> Json:
     """The next turn of the script."""
     if not turns:
         raise ModelError("OPENCODE_MOCK_SCRIPT has no further turn", name="UnknownError")
     turn = turns.pop(0)
     time.sleep(min(float(turn.get("sleep", 0)), 3600))
-    if "raw" in turn:
-        print(turn["raw"], flush=True)
     if fault := turn.get("error"):
         raise ModelError(str(fault.get("message", "scripted")), status=fault.get("status"), body=fault.get("body", ""))
     calls = [
@@ -257,33 +252,21 @@ def ask(url: str, key: str, model: str, messages: Messages) -> Json:
         "user-agent": f"opencode/{VERSION}",
     }
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=REQUEST_SECONDS) as reply:
+        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as reply:
             return listen(reply)
     except urllib.error.HTTPError as error:
         told = error.read(65536).decode("utf-8", "replace")
-        raise ModelError(message_in(told), status=error.code, body=told) from error
+        raise ModelError(told[:400], status=error.code, body=told) from error
     except (OSError, http.client.HTTPException) as error:
         raise ModelError(f"Cannot connect to API: {error}") from error
-
-
-def message_in(body: str) -> str:
-    """The words of a provider's error."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body[:400] or "no reason given"
 
 
 def listen(reply: http.client.HTTPResponse) -> Json:
     """Put a streamed answer together. A stream that ends early leaves `finish` unknown, as opencode has it."""
     answer: Json = {"text": "", "calls": [], "finish": None, "usage": {}}
     size = 0
-    while line := reply.readline(MAX_LINE):
-        size += len(line)
-        if size > MAX_ANSWER:
-            raise ModelError("the answer is too large", name="UnknownError")
+    while (line := reply.readline(MAX_LINE)) and (size := size + len(line)) < MAX_ANSWER:
         data = line.strip().removeprefix(b"data:").strip()
         if data == b"[DONE]":
             break
@@ -300,7 +283,7 @@ def listen(reply: http.client.HTTPResponse) -> Json:
 def merge(answer: Json, chunk: Json) -> None:
     """Add one chunk to the answer."""
     if chunk.get("error"):
-        raise ModelError(message_in(json.dumps(chunk)), body=json.dumps(chunk))
+        raise ModelError(f"the model's stream told of an error: {chunk['error']}", body=json.dumps(chunk))
     answer["usage"].update(chunk.get("usage") or {})
     for choice in chunk.get("choices") or []:
         delta = choice.get("delta") or {}

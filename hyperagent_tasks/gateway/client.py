@@ -79,9 +79,7 @@ class GatewayClient:
         said = self._ask(method, f"/grants/{agent_run_id}", missing={})
         return Observed(**said)
 
-    def _ask(
-        self, method: str, path: str, body: object = None, *, missing: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, body: object = None, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
         connection = _Connection(self._control, self._timeout)
         try:
             data = None if body is None else json.dumps(body)

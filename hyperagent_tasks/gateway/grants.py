@@ -19,6 +19,7 @@ FAILURES = (
     "other",
 )
 MAX_FAILURES = 100
+UNKNOWN = "unknown token"
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,15 @@ class Run:
     attempts: dict[tuple[int, bool], int] = field(default_factory=dict)
     ended: bool = False
 
+    @property
+    def over(self) -> bool:
+        """Ended or expired."""
+        return self.ended or datetime.now(UTC) > self.grant.expires_at
+
     def refusal(self) -> tuple[int, str] | None:
         """Why the next request is refused: status and message, or None."""
-        if self.ended or datetime.now(UTC) > self.grant.expires_at:
-            return 401, "this token has ended"
+        if self.over:
+            return 401, UNKNOWN
         if self.observed.requests >= self.grant.max_requests:
             self.observed.fail("budget", f"more than {self.grant.max_requests} model requests", 400)
             return 400, "step request budget exhausted"
@@ -93,13 +99,15 @@ class Run:
 def classify(status: int | None, message: str) -> str:
     """The failure class of a provider's answer."""
     text = message.lower()
+    if status is None or status >= 500:  # a proxy's words about a time-out are no words about the request
+        return "transport" if status is None else "server"
+    if any(word in text for word in ("insufficient_quota", "exceeded your current quota")):
+        return "quota"
+    if status == 429 and ("rate limit" in text or "rate_limit" in text):  # such a text may well advertise billing
+        return "rate_limit"
+    if status == 402 or any(word in text for word in ("billing", "credit", "usage limit")):
+        return "quota"
     if ("context" in text and ("length" in text or "window" in text)) or "too long" in text:
         return "context"
-    if status == 402 or any(word in text for word in ("insufficient_quota", "billing", "credit", "usage limit")):
-        return "quota"
-    by_status = {401: "auth", 403: "auth", 404: "model_not_found", 429: "rate_limit"}
-    if status in by_status:
-        return by_status[status]
-    if status is None:
-        return "transport"
-    return "server" if status >= 500 else "other"
+    by_status = {401: "auth", 403: "auth", 404: "model_not_found", 413: "context", 429: "rate_limit"}
+    return by_status.get(status, "other")

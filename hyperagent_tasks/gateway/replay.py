@@ -21,9 +21,7 @@ class Dropped(ConnectionResetError):
     """A scripted end of the connection."""
 
 
-async def answer(
-    request: web.Request, config: GatewayConfig, run: Run, body: dict[str, Any]
-) -> tuple[web.StreamResponse, str]:
+async def answer(request: web.Request, config: GatewayConfig, run: Run, body: dict[str, Any]) -> tuple[web.StreamResponse, str]:
     """Answer one request; returns the response and the text that was said."""
     asked = chat.read(body)
     number = run.observed.requests

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import hashlib
 import json
 import logging
@@ -12,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from hyperagent_common.errors import Conflict, HyperagentError
 from hyperagent_tasks.gateway import calllog, replay, scenario, upstream
 from hyperagent_tasks.gateway.config import GatewayConfig
 from hyperagent_tasks.gateway.dialects import openai_chat as chat
-from hyperagent_tasks.gateway.grants import Grant, Run
+from hyperagent_tasks.gateway.grants import UNKNOWN, Grant, Run
 
 log = logging.getLogger(__name__)
 MAX_BODY = 32 << 20
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 2.0  # aiohttp waits this long twice
+BODY_SECONDS = 60.0
 KEEP_ENDED = 1000
 
 
@@ -46,9 +46,7 @@ class Gateway:
     async def open(self) -> None:
         """Make the client session."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_timeout)
-        self._session = aiohttp.ClientSession(
-            timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
-        )
+        self._session = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
 
     async def close(self) -> None:
         """Close the client session."""
@@ -77,40 +75,50 @@ class Gateway:
 
     async def _models(self, request: web.Request) -> web.Response:
         run = self._run(request)
-        if run is None or run.ended:
-            return web.json_response(chat.error("unknown token", "auth"), status=401)
+        if run is None or run.over:
+            return web.json_response(chat.error(UNKNOWN, "auth"), status=401)
         model = {"id": run.grant.model, "object": "model", "created": 0, "owned_by": run.grant.provider}
         return web.json_response({"object": "list", "data": [model]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         run = self._run(request)
-        if run is None:
-            return web.json_response(chat.error("unknown token", "auth"), status=401)
+        if run is None or run.over:
+            return web.json_response(chat.error(UNKNOWN, "auth"), status=401)
+        with self._cut_when_ended(run):
+            raw, body = await _body(request)
+            refused = self._refused(run, body)
+            if refused is not None or body is None:
+                return refused or web.Response(status=400)
+            return await self._answer(request, run, body, raw)
+
+    @contextlib.contextmanager
+    def _cut_when_ended(self, run: Run) -> Iterator[None]:
+        task = asyncio.current_task()
+        tasks = self._under_way.setdefault(run.grant.agent_run_id, set())
+        if task is not None:
+            tasks.add(task)
+        try:
+            yield
+        finally:
+            tasks.discard(task) if task is not None else None
+
+    def _refused(self, run: Run, body: dict[str, Any] | None) -> web.Response | None:
+        """Asked once the body is there, with no wait before the request is counted: the budget holds for many at once."""
+        if body is None:
+            return web.json_response(chat.error("the body is not a JSON object", "invalid_request_error"), status=400)
         refusal = run.refusal()
         if refusal:
-            return web.json_response(
-                chat.error(refusal[1], "budget" if refusal[0] == 400 else "auth"), status=refusal[0]
-            )
-        try:
-            raw = await _body(request)
-            body = json.loads(raw)
-        except (ValueError, RecursionError, OSError, EOFError):
-            body = None
-        if not isinstance(body, dict):
-            return web.json_response(chat.error("the body is not a JSON object", "invalid_request_error"), status=400)
+            kind = "budget" if refusal[0] == 400 else "auth"
+            return web.json_response(chat.error(refusal[1], kind), status=refusal[0])
         if body.get("model") != run.grant.model:
             told = f"this grant is for the model {run.grant.model}"
             return web.json_response(chat.error(told, "model_not_found"), status=404)
-        return await self._answer(request, run, body, raw)
+        return None
 
     async def _answer(self, request: web.Request, run: Run, body: dict[str, Any], raw: bytes) -> web.StreamResponse:
         run.observed.requests += 1
         number, began = run.observed.requests, time.monotonic()
         before = (run.observed.input, run.observed.output, run.observed.cached)
-        task = asyncio.current_task()
-        tasks = self._under_way.setdefault(run.grant.agent_run_id, set())
-        if task is not None:
-            tasks.add(task)
         status: int | None = None
         said = ""
         try:
@@ -122,7 +130,6 @@ class Gateway:
                 request.transport.abort()
             raise
         finally:
-            tasks.discard(task) if task is not None else None
             run.observed.statuses[str(status)] = run.observed.statuses.get(str(status), 0) + 1
             self._log(run, number, status, time.monotonic() - began, before, body, raw, said)
 
@@ -171,9 +178,7 @@ class Gateway:
 
     async def _health(self, _request: web.Request) -> web.Response:
         open_runs = sum(1 for run in self._by_run.values() if not run.ended)
-        return web.json_response(
-            {"ok": True, "pid": os.getpid(), "grants": open_runs, "providers": list(self.config.providers)}
-        )
+        return web.json_response({"ok": True, "pid": os.getpid(), "grants": open_runs, "providers": list(self.config.providers)})
 
     async def _check(self, request: web.Request) -> web.Response:
         asked = await request.json()
@@ -227,16 +232,22 @@ class Gateway:
         if run is None:
             return web.json_response({"error": "unknown agent run"}, status=404)
         run.ended = True
-        for task in self._under_way.pop(run.grant.agent_run_id, set()):
+        cut = self._under_way.pop(run.grant.agent_run_id, set())
+        for task in cut:
             task.cancel()
+        if cut:  # so that the call log is whole when the worker reads it
+            await asyncio.wait(cut, timeout=2)
         return web.json_response(asdict(run.observed))
 
 
-async def _body(request: web.Request) -> bytes:
-    raw = await request.read()
-    if request.headers.get("Content-Encoding") == "gzip" and raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)
-    return raw
+async def _body(request: web.Request) -> tuple[bytes, dict[str, Any] | None]:
+    """The body, unpacked by aiohttp within `MAX_BODY`, and the JSON object it is, None where it is none."""
+    try:
+        raw = await asyncio.wait_for(request.read(), BODY_SECONDS)
+        body = json.loads(raw)
+    except (ValueError, RecursionError, OSError, EOFError, TimeoutError):
+        return b"", None
+    return raw, body if isinstance(body, dict) else None
 
 
 async def serve(config: GatewayConfig, *, tcp: bool = True, ready: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -251,8 +262,7 @@ async def serve(config: GatewayConfig, *, tcp: bool = True, ready: Callable[[], 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runners = [
-        web.AppRunner(app, shutdown_timeout=DRAIN_SECONDS, access_log=None)
-        for app in (gateway.data_app(), gateway.control_app())
+        web.AppRunner(app, shutdown_timeout=DRAIN_SECONDS, access_log=None) for app in (gateway.data_app(), gateway.control_app())
     ]
     for runner in runners:
         await runner.setup()
@@ -268,8 +278,7 @@ async def serve(config: GatewayConfig, *, tcp: bool = True, ready: Callable[[], 
     if ready is not None:
         await ready()
     await stop.wait()
-    for runner in runners:
-        await runner.cleanup()
+    await asyncio.gather(*(runner.cleanup() for runner in runners))
     await gateway.close()
 
 

@@ -14,12 +14,14 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from hyperagent_tasks.gateway.calllog import Redactor
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects import openai_chat as chat
 from hyperagent_tasks.gateway.grants import Run, classify
 
 PASSES = frozenset({429, 500, 502, 503, 504, 529})
 MAX_ERROR = 64 << 10
+MAX_WHOLE = 32 << 20
 MAX_SAID = 256 << 10
 
 
@@ -27,6 +29,7 @@ async def answer(
     request: web.Request, session: aiohttp.ClientSession, config: GatewayConfig, provider: Provider, run: Run, body: Any
 ) -> tuple[web.StreamResponse, str]:
     """Answer one request from the provider; returns the response and the raw text that was said (bounded)."""
+    redactor = Redactor([provider.api_key.reveal()])  # a provider may tell the key back in its error
     for attempt in range(1, config.tries + 1):
         try:
             reply = await _send(session, config, provider, run, body)
@@ -34,16 +37,19 @@ async def answer(
             run.observed.fail("transport", f"{type(error).__name__}: the provider did not answer", None)
             pause: float | None = None
         else:
-            if reply.status < 400:
+            streaming = "event-stream" in reply.headers.get("Content-Type", "")
+            if 200 <= reply.status < 300 and streaming:
                 return await _stream(request, reply, run, config)
-            told = (await _read(reply))[:MAX_ERROR].decode("utf-8", "replace")
-            kind = classify(reply.status, told)
-            run.observed.fail(kind, told, reply.status)
+            raw = await _read(reply, MAX_WHOLE if reply.status < 300 else MAX_ERROR, config.idle_timeout)
+            if 200 <= reply.status < 300 and _whole(raw, run):
+                return web.Response(body=raw, content_type="application/json"), raw[:MAX_SAID].decode("utf-8", "replace")
+            told = redactor.clean(raw[:MAX_ERROR].decode("utf-8", "replace"))
+            kind = classify(reply.status, told) if reply.status >= 300 else "transport"
+            run.observed.fail(kind, told or "an empty answer", reply.status)
             pause = _retry_after(reply)
-            if reply.status not in PASSES or kind in ("quota", "context"):
-                return _final(
-                    f"provider failed: {kind} ({reply.status}): {told[:400]}", kind, _client_status(reply.status)
-                )
+            if kind in ("quota", "context") or not (reply.status in PASSES or kind == "transport"):
+                told = f"provider failed: {kind} ({reply.status}): {told[:400]}"
+                return _final(told, kind, _client_status(reply.status))
         if attempt < config.tries:
             run.observed.retries += 1
             await asyncio.sleep(min(pause if pause is not None else _backoff(config, attempt), config.longest_pause))
@@ -87,79 +93,102 @@ async def _send(
     )
 
 
-async def _read(reply: aiohttp.ClientResponse) -> bytes:
+async def _read(reply: aiohttp.ClientResponse, limit: int, idle: float) -> bytes:
+    """The body up to `limit` bytes; what there is of it where it breaks off or stalls."""
+    read = bytearray()
     try:
-        return await asyncio.wait_for(reply.content.read(MAX_ERROR), 10)
+        while len(read) < limit and (data := await asyncio.wait_for(reply.content.read(limit - len(read)), idle)):
+            read += data
     except (TimeoutError, aiohttp.ClientError):
-        return b""
+        return bytes(read)
     finally:
         reply.close()
+    return bytes(read)
+
+
+def _whole(raw: bytes, run: Run) -> bool:
+    """Book the usage of an answer in one piece; False where it is none."""
+    meter = Meter(run, quiet=True)
+    meter.take(raw)
+    return meter.close()
 
 
 async def _stream(
     request: web.Request, reply: aiohttp.ClientResponse, run: Run, config: GatewayConfig
 ) -> tuple[web.StreamResponse, str]:
-    response = web.StreamResponse(
-        status=reply.status, headers={"Content-Type": reply.headers.get("Content-Type", "application/json")}
-    )
+    response = web.StreamResponse(status=200, headers={"Content-Type": "text/event-stream"})
     response.force_close()
-    await response.prepare(request)
-    meter = Meter(run, streaming="event-stream" in response.headers["Content-Type"])
+    meter = Meter(run)
     try:
-        while True:
-            data = await asyncio.wait_for(reply.content.readany(), config.idle_timeout)
-            if not data:
-                break
-            meter.feed(data)
-            await response.write(data)
-    except (TimeoutError, aiohttp.ClientError) as error:
-        run.observed.fail("transport", f"the stream was cut: {type(error).__name__}", None)
+        await response.prepare(request)
+        cut = await _copy(reply, response, meter, config.idle_timeout)
+        if not meter.close():
+            if not meter.failed:
+                run.observed.fail("transport", f"the stream was cut: {cut}", None)
+            told = json.dumps(chat.error("provider failed: cut stream", "transport"))
+            await response.write(f"\n\ndata: {told}\n\n".encode())  # the cut may have come within a line
+        await response.write_eof()
+    except ConnectionResetError:  # the agent went away: nobody's failure, and the handler's end closes everything
+        meter.close()
     finally:
         reply.close()
-    if not meter.close():
-        run.observed.fail("transport", "the stream ended without an end", None)
-        await response.write(f"data: {json.dumps(chat.error('provider failed: cut stream', 'transport'))}\n\n".encode())
-    await response.write_eof()
     return response, meter.said.decode("utf-8", "replace")
 
 
-class Meter:
-    """Reads usage and the end of an answer as its bytes pass."""
+async def _copy(reply: aiohttp.ClientResponse, response: web.StreamResponse, meter: Meter, idle: float) -> str:
+    """Copy the stream until it ends or breaks; returns how it ended. Raises `ConnectionResetError` of the agent."""
+    while True:
+        try:
+            data = await asyncio.wait_for(reply.content.readany(), idle)
+        except (TimeoutError, aiohttp.ClientError) as error:
+            return type(error).__name__
+        if not data:
+            return "it had no end"
+        meter.feed(data)
+        await response.write(data)
 
-    def __init__(self, run: Run, *, streaming: bool) -> None:
-        self._run, self._streaming = run, streaming
+
+class Meter:
+    """Reads usage, errors and the end of an answer as its bytes pass. `quiet`: garbage is no failure yet."""
+
+    def __init__(self, run: Run, *, quiet: bool = False) -> None:
+        self._run, self._quiet = run, quiet
         self._rest, self._ended, self._usage = b"", False, chat.Usage()
-        self.said = b""
+        self.said, self.failed = b"", False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
         self.said += data[: MAX_SAID - len(self.said)]
-        if not self._streaming:
-            self._rest = (self._rest + data)[: 32 << 20]
-            return
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[: 8 << 20]
         for line in lines:
             if line.startswith(b"data:"):
-                self._take(line[5:].strip())
+                self.take(line[5:].strip())
 
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
+        """Take one whole event."""
         if data == b"[DONE]":
             self._ended = True
             return
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError):
-            self._run.observed.fail("transport", "the provider streamed garbage", None)
+            self._fail("transport", "the provider streamed garbage", None)
             return
         if isinstance(answer, dict):
+            told = chat.told_error(answer)
+            if told is not None:
+                self._fail(classify(told[0] or 400, told[1]), told[1], told[0])
             self._usage = chat.usage(answer) or self._usage
             self._ended = self._ended or chat.finished(answer)
 
+    def _fail(self, kind: str, message: str, status: int | None) -> None:
+        if not self._quiet and not self.failed:
+            self.failed = True
+            self._run.observed.fail(kind, message, status)
+
     def close(self) -> bool:
         """Book the usage; False where the answer never ended."""
-        if not self._streaming and self._rest:
-            self._take(self._rest)
         observed = self._run.observed
         observed.input += self._usage.input
         observed.output += self._usage.output

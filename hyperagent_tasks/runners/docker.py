@@ -7,11 +7,12 @@ import os
 import select
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import DependencyDown
+from hyperagent_common.errors import DependencyDown, HyperagentError
 from hyperagent_tasks.runners import profile, trees
 from hyperagent_tasks.runners.base import Ended, Mount, Owner, RunnerResult, RunSpec, Sink
 from hyperagent_tasks.runners.engine import Engine, Factory, Output, from_environment, look_over
@@ -62,7 +63,14 @@ class DockerRunner:
                 ended = self._follow(box, watch)
                 return self._judge(box, ended, watch, image_id, disk)
         finally:
+            self._remove(box)
+
+    def _remove(self, box: str) -> None:
+        """Remove it. Where that fails its labels stay for the reaper: a finished run is not lost for it."""
+        try:
             self._engine.remove(box)
+        except HyperagentError as error:
+            log.warning("container.left", extra={"container": box, "reason": error.sentence})
 
     def _follow(self, box: str, watch: Watch) -> Ended | None:
         """Start it and take its output until it ends (None) or must be ended (why; it is dead on return)."""
@@ -72,8 +80,7 @@ class DockerRunner:
             watch.start()
             ended = _take(output, watch) or self._outlive(box, watch)
             if ended is not None:
-                self._stop(box)
-                _drain(output, watch)
+                self._stop(box, output, watch)
             return ended
         finally:
             output.close()
@@ -86,8 +93,13 @@ class DockerRunner:
                 return ended
         return None
 
-    def _stop(self, box: str) -> None:
-        self._engine.kill(box)
+    def _stop(self, box: str, output: Output, watch: Watch) -> None:
+        """Kill it and take what it had written. The engine's kill does not return before its output is taken."""
+        with ThreadPoolExecutor(1, thread_name_prefix="kill") as pool:
+            killing = pool.submit(self._engine.kill, box)
+            _drain(output, watch)
+            output.close()
+            killing.result()
         if not self._engine.wait(box, KILL_SECONDS):
             raise DependencyDown("The Docker engine could not end a container.", mend="Restart the engine.")
 
@@ -168,8 +180,8 @@ def _drain(output: Output, watch: Watch) -> None:
     poll = select.poll()
     poll.register(output, select.POLLIN | select.POLLHUP)
     deadline = time.monotonic() + DRAIN_SECONDS
-    while not watch.truncated and time.monotonic() < deadline:
-        frames = output.read() if poll.poll(TICK * 1000) else None
+    while time.monotonic() < deadline:
+        frames = output.read() if poll.poll(TICK * 1000) else []
         if frames is None:
             return
         for stream, data in frames:

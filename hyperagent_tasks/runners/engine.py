@@ -67,6 +67,8 @@ class Output:
 
     def close(self) -> None:
         """Give the connection back to the system."""
+        if self._raw.closed:
+            return
         response = self._raw._response
         connection = response.raw._connection  # an upgraded connection must never go back to the pool
         response.close()

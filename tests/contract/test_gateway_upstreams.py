@@ -62,6 +62,7 @@ SCRIPTS: dict[str, list[bytes | float]] = {
     "stalls": [HEAD + TEXT, 30.0],
     "cut": [HEAD + TEXT],
     "cut-in-a-line": [HEAD + TEXT + b'data: {"choices":[{"ind'],
+    "garbage-line": [HEAD + TEXT + b'data: {"oops": \n\n' + END + b"\n\ndata: [DONE]\n\n"],
     "cut-json": [JSON_HEAD + b'{"choices": [{"message": {"con'],
     "garbage-json": [JSON_HEAD.replace(b"500", b"9") + b"<html>no>"],
     "not-http": [b"\x00\x01\x02 garbage\r\n\r\n"],

@@ -110,9 +110,7 @@ def upgrade() -> None:
         sa.Column("finished_at", hyperagent_common.models.Utc(timezone=True), nullable=True),
         sa.CheckConstraint("state IN ('running', 'done', 'failed', 'cancelled')", name=op.f("ck_workflow_state")),
         sa.ForeignKeyConstraint(["plan_id"], ["plan.id"], name=op.f("fk_workflow_plan_id"), ondelete="RESTRICT"),
-        sa.ForeignKeyConstraint(
-            ["project_id"], ["project.id"], name=op.f("fk_workflow_project_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_workflow_project_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workflow")),
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_workflow_idempotency_key")),
     )
@@ -130,9 +128,7 @@ def upgrade() -> None:
         sa.Column("published_at", hyperagent_common.models.Utc(timezone=True), nullable=False),
         sa.Column("patch_id", sa.String(length=64), nullable=True),
         sa.Column("head", sa.String(length=64), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["workflow_id"], ["workflow.id"], name=op.f("fk_patch_workflow_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["workflow_id"], ["workflow.id"], name=op.f("fk_patch_workflow_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_patch")),
         sa.UniqueConstraint("workflow_id", name=op.f("uq_patch_workflow_id")),
     )
@@ -163,9 +159,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["planner_task_id"], ["planner_task.id"], name=op.f("fk_workflow_step_planner_task_id"), ondelete="RESTRICT"
         ),
-        sa.ForeignKeyConstraint(
-            ["workflow_id"], ["workflow.id"], name=op.f("fk_workflow_step_workflow_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["workflow_id"], ["workflow.id"], name=op.f("fk_workflow_step_workflow_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workflow_step")),
         sa.UniqueConstraint("workflow_id", "key", name=op.f("uq_workflow_step_workflow_id_key")),
     )
@@ -186,9 +180,7 @@ def upgrade() -> None:
         sa.Column("synced_with", sa.Integer(), nullable=False),
         sa.Column("at", hyperagent_common.models.Utc(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["patch_id"], ["patch.id"], name=op.f("fk_patch_event_patch_id"), ondelete="RESTRICT"),
-        sa.ForeignKeyConstraint(
-            ["step_id"], ["workflow_step.id"], name=op.f("fk_patch_event_step_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["step_id"], ["workflow_step.id"], name=op.f("fk_patch_event_step_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_patch_event")),
     )
     with op.batch_alter_table("patch_event", schema=None) as batch_op:
@@ -210,12 +202,8 @@ def upgrade() -> None:
         sa.Column("finished_at", hyperagent_common.models.Utc(timezone=True), nullable=True),
         sa.Column("error_type", sa.String(length=32), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
-        sa.CheckConstraint(
-            "state IN ('running', 'succeeded', 'failed', 'abandoned')", name=op.f("ck_step_attempt_state")
-        ),
-        sa.ForeignKeyConstraint(
-            ["step_id"], ["workflow_step.id"], name=op.f("fk_step_attempt_step_id"), ondelete="RESTRICT"
-        ),
+        sa.CheckConstraint("state IN ('running', 'succeeded', 'failed', 'abandoned')", name=op.f("ck_step_attempt_state")),
+        sa.ForeignKeyConstraint(["step_id"], ["workflow_step.id"], name=op.f("fk_step_attempt_step_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_step_attempt")),
         sa.UniqueConstraint("step_id", "fence", name=op.f("uq_step_attempt_step_id_fence")),
     )
@@ -246,9 +234,7 @@ def upgrade() -> None:
         sa.Column("log_key", sa.Text(), nullable=True),
         sa.Column("started_at", hyperagent_common.models.Utc(timezone=True), nullable=False),
         sa.Column("finished_at", hyperagent_common.models.Utc(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["attempt_id"], ["step_attempt.id"], name=op.f("fk_agent_run_attempt_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["attempt_id"], ["step_attempt.id"], name=op.f("fk_agent_run_attempt_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_agent_run")),
     )
     with op.batch_alter_table("agent_run", schema=None) as batch_op:
@@ -267,15 +253,9 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("trust", sa.String(length=16), nullable=False),
         sa.Column("created_at", hyperagent_common.models.Utc(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["attempt_id"], ["step_attempt.id"], name=op.f("fk_artifact_attempt_id"), ondelete="RESTRICT"
-        ),
-        sa.ForeignKeyConstraint(
-            ["step_id"], ["workflow_step.id"], name=op.f("fk_artifact_step_id"), ondelete="RESTRICT"
-        ),
-        sa.ForeignKeyConstraint(
-            ["workflow_id"], ["workflow.id"], name=op.f("fk_artifact_workflow_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["attempt_id"], ["step_attempt.id"], name=op.f("fk_artifact_attempt_id"), ondelete="RESTRICT"),
+        sa.ForeignKeyConstraint(["step_id"], ["workflow_step.id"], name=op.f("fk_artifact_step_id"), ondelete="RESTRICT"),
+        sa.ForeignKeyConstraint(["workflow_id"], ["workflow.id"], name=op.f("fk_artifact_workflow_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_artifact")),
         sa.UniqueConstraint("attempt_id", "name", name=op.f("uq_artifact_attempt_id_name")),
     )
@@ -313,12 +293,8 @@ def upgrade() -> None:
         sa.Column("created_at", hyperagent_common.models.Utc(timezone=True), nullable=False),
         sa.Column("resolved_at", hyperagent_common.models.Utc(timezone=True), nullable=True),
         sa.Column("resolution", sa.String(length=16), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["attempt_id"], ["step_attempt.id"], name=op.f("fk_dead_letter_attempt_id"), ondelete="RESTRICT"
-        ),
-        sa.ForeignKeyConstraint(
-            ["step_id"], ["workflow_step.id"], name=op.f("fk_dead_letter_step_id"), ondelete="RESTRICT"
-        ),
+        sa.ForeignKeyConstraint(["attempt_id"], ["step_attempt.id"], name=op.f("fk_dead_letter_attempt_id"), ondelete="RESTRICT"),
+        sa.ForeignKeyConstraint(["step_id"], ["workflow_step.id"], name=op.f("fk_dead_letter_step_id"), ondelete="RESTRICT"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dead_letter")),
     )
     with op.batch_alter_table("dead_letter", schema=None) as batch_op:

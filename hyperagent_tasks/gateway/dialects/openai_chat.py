@@ -35,8 +35,8 @@ class Usage:
 
 def read(body: dict[str, Any]) -> Asked:
     """Read a request. Tolerates what clients leave out; raises nothing for odd shapes."""
-    messages = [m for m in body.get("messages") or [] if isinstance(m, dict)]
-    tools = [t.get("function", {}).get("name") for t in body.get("tools") or [] if isinstance(t, dict)]
+    messages = _dicts(body.get("messages"))
+    tools = [_dict(t.get("function")).get("name") for t in _dicts(body.get("tools"))]
     results = [m for m in messages if m.get("role") == "tool"]
     return Asked(
         model=str(body.get("model", "")),
@@ -47,6 +47,14 @@ def read(body: dict[str, Any]) -> Asked:
         last_tool_result=text_of(results[-1]) if results else "",
         cwd=_cwd(messages),
     )
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -70,7 +78,7 @@ def prepare(body: dict[str, Any], model: str) -> dict[str, Any]:
     """The request as it goes upstream: the provider's model name, usage asked for."""
     sent = {**body, "model": model}
     if body.get("stream"):
-        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        sent["stream_options"] = {**_dict(body.get("stream_options")), "include_usage": True}
     return sent
 
 
@@ -79,10 +87,8 @@ def usage(answer: dict[str, Any]) -> Usage | None:
     said = answer.get("usage")
     if not isinstance(said, dict):
         return None
-    details = said.get("prompt_tokens_details") or {}
-    return Usage(
-        _int(said.get("prompt_tokens")), _int(said.get("completion_tokens")), _int(details.get("cached_tokens"))
-    )
+    details = _dict(said.get("prompt_tokens_details"))
+    return Usage(_int(said.get("prompt_tokens")), _int(said.get("completion_tokens")), _int(details.get("cached_tokens")))
 
 
 def _int(value: object) -> int:
@@ -93,6 +99,15 @@ def finished(answer: dict[str, Any]) -> bool:
     """True where this chunk says why the answer ended."""
     choices = answer.get("choices")
     return isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices)
+
+
+def told_error(answer: dict[str, Any]) -> tuple[int | None, str] | None:
+    """The status (None: not said) and words of an error inside an answer, None where it is none."""
+    said = answer.get("error")
+    if not said:
+        return None
+    code = _dict(said).get("code")
+    return (code if isinstance(code, int) and 400 <= code < 600 else None), json.dumps(said, ensure_ascii=False)
 
 
 def error(message: str, kind: str) -> dict[str, Any]:
