@@ -88,6 +88,7 @@ def postgres_server() -> Iterator[str]:
     port, data = free_port(), directory / "data"
     try:
         init = [*as_user, str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", user, "--no-sync"]
+        init += ["-E", "UTF8", "--locale=C"]  # a bare machine's own locale would make SQL_ASCII of it
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL, timeout=120, cwd="/")
         argv = [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(directory)]
         argv += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]

@@ -283,7 +283,7 @@ def listen(reply: http.client.HTTPResponse) -> Json:
 def merge(answer: Json, chunk: Json) -> None:
     """Add one chunk to the answer."""
     if chunk.get("error"):
-        raise ModelError(f"the model's stream told of an error: {chunk['error']}", body=json.dumps(chunk))
+        raise ModelError(f"the stream told of an error: {chunk['error']}", name="UnknownError", body=json.dumps(chunk))
     answer["usage"].update(chunk.get("usage") or {})
     for choice in chunk.get("choices") or []:
         delta = choice.get("delta") or {}

@@ -17,6 +17,7 @@ TEXT_LIMIT = 64 << 10
 FINAL_TEXT_LIMIT = 256 << 10
 DETAIL_LIMIT = 2 << 10
 DENIED = re.compile(r"rule which prevents|rejected permission|permission (was )?(denied|rejected)", re.IGNORECASE)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 ENDED = {
     "timeout": (EndReason.TIMED_OUT, "The agent was stopped at its deadline."),
@@ -208,7 +209,8 @@ def _code(body: object) -> str:
 
 def _exit_sentence(result: RunnerResult) -> str:
     """Why a CLI that said nothing itself did not end with 0."""
-    lines = [line for line in clean(result.stderr_tail[-8192:], 8192).splitlines() if line.strip()]
+    plain = COLOUR.sub("", result.stderr_tail[-8192:])
+    lines = [line for line in clean(plain, 8192).splitlines() if line.strip()]
     told = f": {hide(' '.join(lines[-1].split()))[:400]}" if lines else " without saying why"
     how = "never reported an exit code" if result.exit_code is None else f"exited with {result.exit_code}"
     return f"The agent CLI {how}{told.rstrip('.')}."

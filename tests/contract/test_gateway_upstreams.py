@@ -70,6 +70,8 @@ SCRIPTS: dict[str, list[bytes | float]] = {
     "moved": [b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"],
     "split-quota": halves(QUOTA[:-30], QUOTA[-30:]),
     "error-in-stream": [HEAD + b'data: {"error":{"message":"Rate limit reached","code":429}}\n\ndata: [DONE]\n\n'],
+    "limited": [refusal(429, "Rate limit reached for requests", b"Retry-After: 0")],
+    "down": [refusal(503, "The server is overloaded or unavailable, try again later")],
     "late": [refusal(429, "slow down", b"Retry-After: 86400")],
     "slow": [HEAD, *([TEXT, 0.3] * 40), END + b"\n\n"],
 }
