@@ -73,7 +73,7 @@ def _bad(message: str, mend: str) -> BadInput:
 
 
 def _people(author: Person, committer: Person, when: datetime) -> dict[str, str]:
-    date = f"{int(when.timestamp())} +0000"
+    date = f"@{int(when.timestamp())} +0000"
     return {
         "GIT_AUTHOR_NAME": author.name,
         "GIT_AUTHOR_EMAIL": author.email,

@@ -164,3 +164,23 @@ def test_waiting_for_a_body_that_never_comes_ends_with_the_grant(rig: Rig) -> No
         rig.client.close(run)
         connection.sock.settimeout(5)
         assert connection.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "retries"),
+    [("limited", "rate_limit", 2), ("split-quota", "quota", 0), ("down", "server", 2), ("late", "rate_limit", 0)],
+)
+def test_a_refusal_never_tempts_a_cli_to_ask_again(rig: Rig, name: str, kind: str, retries: int) -> None:
+    """opencode 1.18 was seen to ask again for minutes at status 400 where the body held one of these words."""
+    began = time.monotonic()
+    status, text, seen = rig.ask(name)
+    assert (status, seen.last_failure, seen.retries) == (400, kind, retries)
+    assert time.monotonic() - began < 5
+    for word in ("429", "rate_limit", "rate limit", "too many", "overloaded", "unavailable", "try again"):
+        assert word not in text.lower()
+
+
+def test_an_error_inside_a_stream_is_told_without_the_words_of_the_provider(rig: Rig) -> None:
+    _, text, _ = rig.ask("error-in-stream")
+    assert "rate" not in text.lower()
+    assert events(text)[-1]["error"]["code"] == "transport"

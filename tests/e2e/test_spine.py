@@ -223,3 +223,21 @@ def test_the_same_flow_runs_on_postgresql_and_debians_redis(real: None, postgres
     finally:
         db.engine(postgres_url).dispose()
         subprocess.run(["rm", "-rf", str(home)], check=False, timeout=60)
+
+
+def test_two_independent_steps_are_merged_onto_one_branch(host: Host) -> None:
+    workflow = host.run(plan_of([{"id": "mend-add"}, {"id": "add-sub"}]))
+    assert workflow["state"] == "done", workflow["reason"]
+    commits = {step["commit"] for step in workflow["steps"]}
+    assert len(commits) == 2
+    assert set(_branch_log(host, workflow)) == commits
+    assert workflow["patch"]["head"] == _branch_log(host, workflow)[-1]
+
+
+def test_the_demo_run_twice_makes_one_workflow(host: Host) -> None:
+    first = host.json("demo")
+    second = host.json("demo")
+    assert (first["state"], first["reused"], second["reused"]) == ("done", False, True)
+    assert {k: v for k, v in first.items() if k != "reused"} == {k: v for k, v in second.items() if k != "reused"}
+    assert [first[k] for k in ("agent", "sandbox", "forge", "broker")] == ["opencode", "docker", "radicle", "redis"]
+    assert all(Path(path).exists() for path in first["logs"] + first["provenance"])

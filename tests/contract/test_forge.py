@@ -1,0 +1,225 @@
+"""One suite for every forge: real Radicle in its container, real Radicle as host processes, and the stand-in."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from hyperagent_common.errors import BadInput, DependencyDown, ForgeRefused, NotReady
+from hyperagent_tasks.gitgate import GitGate, new_repository
+from hyperagent_tasks.radicle import choose
+from hyperagent_tasks.radicle.base import Forge, PublishSpec, Registration
+from hyperagent_tasks.radicle.executor import ContainerExecutor, HostExecutor
+from hyperagent_tasks.radicle.forge import RadicleForge
+from hyperagent_tasks.radicle.home import NodeConfig
+from hyperagent_tasks.radicle.standin import StandInForge
+from tests import parts
+
+WHEN = datetime(2026, 1, 1, 12, tzinfo=UTC)
+TITLE = 'Mend "add" – übung\tand\nmore'
+
+
+@dataclass
+class Bench:
+    """A started forge with a registered repository and two commits on a workflow's branch."""
+
+    forge: Forge
+    gate: GitGate
+    top: Path
+    registration: Registration
+    base: str
+    commits: list[str]
+
+    def spec(self, count: int, **changes: object) -> PublishSpec:
+        """Publish the first `count` commits."""
+        made = PublishSpec(
+            repo=self.gate.trusted("p"),
+            rid=self.registration.rid,
+            branch="hyperagent/w",
+            base=self.base,
+            heads=self.commits[:count],
+            title=TITLE,
+            body="- first\n- second",
+            published_at=WHEN,
+        )
+        return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def container_forge(top: Path) -> RadicleForge:
+    """Radicle in its container."""
+    executor = ContainerExecutor(
+        instance=f"t{uuid.uuid4().hex[:8]}",
+        image=parts.require_radicle_image(),
+        home=top / "rad",
+        repos=top / "repos",
+        network="bridge",
+        passphrase="",
+    )
+    return RadicleForge(top / "rad", executor, NodeConfig("tester", "test", "0.0.0.0:8776", ()))
+
+
+def host_forge(top: Path) -> RadicleForge:
+    """Radicle as processes of this host."""
+    executor = HostExecutor(programs=parts.require_radicle(), helper=choose.HELPER, home=top / "rad", passphrase="")
+    return RadicleForge(top / "rad", executor, NodeConfig("tester", "test", "127.0.0.1:0", ()))
+
+
+@pytest.fixture(params=["container", "host", "stand-in"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A bench of each kind; the path is short, for sockets."""
+    top = Path(f"/tmp/ha-forge-{uuid.uuid4().hex[:6]}")
+    gate = GitGate(top / "repos")
+    gate.trusted("p")
+    forge: Forge
+    if request.param == "stand-in":
+        forge = StandInForge(top / "rad", head_of=gate.head_of, has=gate.has)
+    else:
+        forge = container_forge(top) if request.param == "container" else host_forge(top)
+    try:
+        forge.start()
+        yield made_bench(forge, gate, top)
+    finally:
+        forge.stop()
+        subprocess.run(["rm", "-rf", str(top)], check=False, timeout=60)
+
+
+def made_bench(forge: Forge, gate: GitGate, top: Path) -> Bench:
+    """Register a repository and make two commits."""
+    new_repository(top / "source", {"a": b"1\n"}, message="first")
+    base = gate.refresh("p", top / "source", "main")
+    registration = forge.register(gate.trusted("p"), name="p", description="p", default_branch="main")
+    gate.start_branch("p", "hyperagent/w", base)
+    tree = gate._tree(gate.trusted("p"), base)
+    commits: list[str] = []
+    for step in ("s1", "s2"):
+        onto = commits[-1] if commits else base
+        trailers = {"Hyperagent-Step": step}
+        commits.append(gate.commit("p", "hyperagent/w", onto, tree, message=step, trailers=trailers, when=WHEN).commit)
+    return Bench(forge, gate, top, registration, base, commits)
+
+
+def test_registering_again_is_the_same_registration(bench: Bench) -> None:
+    again = bench.forge.register(bench.gate.trusted("p"), name="p", description="p", default_branch="main")
+    assert again == bench.registration
+    assert bench.forge.registration(again.rid) == again
+    assert again.head == bench.base
+
+
+def test_a_patch_is_opened_once_and_revised(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    assert opened.did == "opened"
+    found = bench.forge.publish(bench.spec(1, patch_id=opened.patch_id))
+    assert (found.did, found.patch_id, found.revision_id) == ("found", opened.patch_id, opened.revision_id)
+    revised = bench.forge.publish(bench.spec(2, patch_id=opened.patch_id))
+    assert (revised.did, revised.patch_id) == ("revised", opened.patch_id)
+    view = bench.forge.patch(bench.registration.rid, opened.patch_id)
+    assert view is not None
+    assert [head for _, head in view.revisions] == bench.commits
+    assert view.title == " ".join(TITLE.split())
+    assert view.body == "- first\n- second"
+    assert view.state == "open"
+
+
+def test_a_record_lost_after_opening_finds_the_same_patch(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    again = bench.forge.publish(bench.spec(1))
+    assert (again.did, again.patch_id) == ("found", opened.patch_id)
+    later = bench.forge.publish(bench.spec(2))
+    assert (later.did, later.patch_id) == ("revised", opened.patch_id)
+
+
+def test_publishes_at_once_end_in_one_patch(bench: Bench) -> None:
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda: made.append(bench.forge.publish(bench.spec(1)).patch_id)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert len(made) == 4
+    assert len(set(made)) == 1
+    view = bench.forge.patch(bench.registration.rid, made[0])
+    assert view is not None
+    assert len(view.revisions) == 1
+
+
+def test_a_title_a_person_edited_survives(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    rid = bench.registration.rid
+    if isinstance(bench.forge, StandInForge):
+        bench.forge.retitle(rid, opened.patch_id, "By hand")
+    else:
+        argv = ["rad", "patch", "edit", opened.patch_id, "--repo", rid, "-m", "By hand", "--no-announce"]
+        assert bench.forge._executor.call(argv).exit_code == 0  # type: ignore[attr-defined]
+    bench.forge.publish(bench.spec(2, patch_id=opened.patch_id))
+    view = bench.forge.patch(rid, opened.patch_id)
+    assert view is not None
+    assert view.title == "By hand"
+    assert len(view.revisions) == 2
+
+
+def test_an_unknown_repository_is_refused_for_good(bench: Bench) -> None:
+    unknown = "rad:z3gqcJUoA1n9HaHKufZs5FCSGazv5"
+    with pytest.raises(ForgeRefused):
+        bench.forge.publish(bench.spec(1, rid=unknown))
+    assert bench.forge.registration(unknown) is None
+    assert bench.forge.patch(bench.registration.rid, "0" * 40) is None
+
+
+def test_a_repository_without_commits_is_bad_input(bench: Bench) -> None:
+    with pytest.raises(BadInput, match="no commits"):
+        bench.forge.register(bench.gate.trusted("empty"), name="e", description="e", default_branch="main")
+
+
+def test_health_and_check_tell_a_stopped_node(bench: Bench) -> None:
+    assert bench.forge.health().running
+    bench.forge.check()
+    if isinstance(bench.forge, StandInForge):
+        return
+    bench.forge.stop()
+    health = bench.forge.health()
+    assert not health.running
+    assert health.faults
+    with pytest.raises(DependencyDown, match="does not answer"):
+        bench.forge.check()
+    assert bench.forge.start().running
+    bench.forge.check()
+
+
+def test_starting_again_changes_nothing(bench: Bench) -> None:
+    before = bench.forge.health()
+    assert bench.forge.start().nid == before.nid
+
+
+def test_the_stand_in_says_loudly_what_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gate = GitGate(tmp_path / "repos")
+    StandInForge(tmp_path, head_of=gate.head_of, has=gate.has)
+    assert "forge.stand-in" in caplog.text
+
+
+@pytest.mark.parametrize("dirt", ["storage-only", "half-key", "garbage-key", "garbage-config"])
+def test_a_dirty_home_is_named_and_left_as_it_is(dirt: str) -> None:
+    top = Path(f"/tmp/ha-dirt-{uuid.uuid4().hex[:6]}")
+    home = top / "rad"
+    (home / "keys").mkdir(parents=True)
+    if dirt == "storage-only":
+        (home / "storage").mkdir()
+    else:
+        (home / "keys" / "radicle").write_text("not a key")
+        if dirt != "half-key":
+            (home / "keys" / "radicle.pub").write_text("ssh-ed25519 AAAA")
+        (home / "config.json").write_text("[")
+    before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file()}
+    try:
+        with pytest.raises(NotReady) as refused:
+            container_forge(top).start()
+        assert refused.value.mend
+        assert {p: p.read_bytes() for p in home.rglob("*") if p.is_file()} == before
+    finally:
+        subprocess.run(["rm", "-rf", str(top)], check=False, timeout=60)
