@@ -50,9 +50,7 @@ class ApiClient:
         try:
             answer = self._session.request(method, self.url + path, timeout=self._timeout, **more)
         except requests.RequestException as error:
-            raise DependencyDown(
-                f"The API at {self.url} does not answer.", mend="Start it: `hyperagent up`."
-            ) from error
+            raise DependencyDown(f"The API at {self.url} does not answer.", mend="Start it: `hyperagent up`.") from error
         if answer.status_code >= 400:
             raise _error(answer)
         return answer

@@ -42,9 +42,7 @@ class AgentRunSchema(Schema):
     requests = fields.Integer(allow_none=True)
     cost_usd = fields.Float(allow_none=True)
     claimed = fields.Dict()
-    log = fields.Function(
-        lambda run: flask.current_app.extensions["storage"].location(run.log_key) if run.log_key else None
-    )
+    log = fields.Function(lambda run: flask.current_app.extensions["storage"].location(run.log_key) if run.log_key else None)
     started_at = fields.AwareDateTime()
     finished_at = fields.AwareDateTime(allow_none=True)
 

@@ -147,9 +147,7 @@ class Supervisor:
             text=True,
             timeout=120,
         )
-        (self.loaded.run_dir / "setup.json").write_text(
-            told.stdout.strip() or json.dumps({"error": told.stderr[-2000:]})
-        )
+        (self.loaded.run_dir / "setup.json").write_text(told.stdout.strip() or json.dumps({"error": told.stderr[-2000:]}))
         say(f"parts: {told.stdout.strip()} {told.stderr.strip()}")
         for child in self.children:
             if not child.running() and not self.ending:
@@ -210,9 +208,7 @@ def detach(loaded: Settings) -> None:
         if _answers(loaded):
             return
         time.sleep(0.2)
-    raise NotReady(
-        f"HyperAgent did not answer within {READY_SECONDS:.0f} s: {_tail(log)}", mend=f"Look into {log.parent}."
-    )
+    raise NotReady(f"HyperAgent did not answer within {READY_SECONDS:.0f} s: {_tail(log)}", mend=f"Look into {log.parent}.")
 
 
 def _answers(loaded: Settings) -> bool:

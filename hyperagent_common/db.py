@@ -25,7 +25,7 @@ _AFTER_COMMIT = "hyperagent.after_commit"
 def engine(url: str) -> Engine:
     """The process's engine for `url`: SQLite in WAL with immediate transactions, PostgreSQL by psycopg 3."""
     if url.startswith("postgres"):
-        return create_engine(driver_url(url), pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        return create_engine(driver_url(url), pool_pre_ping=True, connect_args={"connect_timeout": 5, "client_encoding": "utf8"})
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
     event.listen(made, "connect", _sqlite_connect)
     event.listen(made, "begin", _sqlite_begin)

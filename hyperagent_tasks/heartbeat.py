@@ -1,43 +1,61 @@
-"""A worker's heartbeat: its row says it lives, which parts it has, and what is wrong with them."""
+"""A worker's heartbeat: its row says it lives, which parts it has, and what is wrong with them.
+
+It beats in a process of its own (`python -m hyperagent_tasks.heartbeat NAME`): what the checks use keeps threads (the storage
+library's runtime, for one), and the worker's main process must have none, for it forks its children.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
-from hyperagent_common import db
+from hyperagent_common import db, settings, telemetry
 from hyperagent_common.errors import DependencyDown
 from hyperagent_common.models import Worker
 from hyperagent_tasks import checks
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
-_stop = threading.Event()
+ASK_PARENT_SECONDS = 1.0
+_beating: list[subprocess.Popen[bytes]] = []
 
 
-def start(parts: Parts, name: str) -> None:
-    """Begin to beat from a thread of the worker's main process."""
-    _stop.clear()
-    threading.Thread(target=_run, args=(parts, name), name="heartbeat", daemon=True).start()
+def start(name: str) -> None:
+    """Begin to beat for the worker that this process is."""
+    argv = [sys.executable, "-m", "hyperagent_tasks.heartbeat", name, str(os.getpid())]
+    _beating.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL))
 
 
 def stop() -> None:
-    """End the beat and say that the worker stopped."""
-    _stop.set()
+    """End the beat; it writes that the worker stopped."""
+    for process in _beating:
+        process.terminate()
 
 
-def _run(parts: Parts, name: str) -> None:
-    while True:
-        try:
-            beat(parts, name)
-        except DependencyDown as error:
-            log.warning("heartbeat.unwritten", extra={"error": str(error)})
-        if _stop.wait(parts.settings.heartbeat_seconds):
-            break
+def run(parts: Parts, name: str, parent: int) -> None:
+    """Beat until told to stop or the worker is gone, killed or not."""
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while not ended.is_set() and os.getppid() == parent:
+        _beat(parts, name)
+        waited = 0.0
+        while waited < parts.settings.heartbeat_seconds and os.getppid() == parent and not ended.is_set():
+            pause = min(ASK_PARENT_SECONDS, parts.settings.heartbeat_seconds - waited)
+            ended.wait(pause)
+            waited += pause
+    _beat(parts, name, stopped=True)
+
+
+def _beat(parts: Parts, name: str, *, stopped: bool = False) -> None:
     try:
-        beat(parts, name, stopped=True)
+        beat(parts, name, stopped=stopped)
     except DependencyDown as error:
         log.warning("heartbeat.unwritten", extra={"error": str(error)})
 
@@ -57,3 +75,9 @@ def beat(parts: Parts, name: str, *, stopped: bool = False) -> None:
         row.last_seen, row.faults = moment, faults
         row.parts = said or row.parts
         row.stopped_at = moment if stopped else None
+
+
+if __name__ == "__main__":
+    loaded = settings.load()
+    telemetry.configure(loaded, "heartbeat")
+    run(Parts(loaded), sys.argv[1], int(sys.argv[2]))

@@ -81,7 +81,9 @@ def _child(**_: object) -> None:
 
 @signals.worker_ready.connect
 def _ready(sender: Any, **_: object) -> None:
-    heartbeat.start(PARTS, sender.hostname)
+    """Only a worker that runs steps has a heartbeat: the API asks those whether a workflow can run."""
+    if queue.STEPS in app.amqp.queues.consume_from:
+        heartbeat.start(sender.hostname)
 
 
 @signals.worker_shutting_down.connect

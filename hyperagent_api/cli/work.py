@@ -30,9 +30,7 @@ def read_plan(path: str) -> dict[str, Any]:
     try:
         raw = sys.stdin.buffer.read(MAX_PLAN) if path == "-" else Path(path).read_bytes()
     except OSError as error:
-        raise BadInput(
-            f"The plan {path} cannot be read.", faults=[Fault("FILE", error.strerror or str(error))]
-        ) from error
+        raise BadInput(f"The plan {path} cannot be read.", faults=[Fault("FILE", error.strerror or str(error))]) from error
     value = bodies.decode(raw, as_yaml=not raw.lstrip().startswith(b"{"))
     if not isinstance(value, dict):
         raise BadInput("The plan is wrong.", faults=[Fault("FILE", "must hold a mapping with kind, title and tasks")])
@@ -140,9 +138,7 @@ def summary(workflow: dict[str, Any]) -> str:
     lines = [f"{workflow['title']}  [{workflow['state']}]  {workflow['id']}"]
     lines += [f"project {workflow['project']}, branch {workflow['branch']}"]
     for step in workflow["steps"]:
-        lines.append(
-            f"  {step['state']:9} {step['key']:20} {(step['commit'] or '')[:12]:12} attempts {step['attempt_count']}"
-        )
+        lines.append(f"  {step['state']:9} {step['key']:20} {(step['commit'] or '')[:12]:12} attempts {step['attempt_count']}")
         if step["reason"] and step["state"] != "done":
             lines += [f"            {line}" for line in step["reason"].splitlines()]
     patch = workflow["patch"]

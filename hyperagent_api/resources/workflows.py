@@ -58,9 +58,7 @@ class Workflows(MethodView):
             query = query.join(Project).where(Project.name == asked["project"])
         if "state" in asked:
             if asked["state"] not in set(WorkflowState):
-                raise BadInput(
-                    "The query is wrong.", faults=[Fault("state", f"must be one of {', '.join(WorkflowState)}")]
-                )
+                raise BadInput("The query is wrong.", faults=[Fault("state", f"must be one of {', '.join(WorkflowState)}")])
             query = query.where(Workflow.state == asked["state"])
         rows = orm.session.scalars(query.limit(limit + 1)).all()
         headers = {}
@@ -167,9 +165,7 @@ def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
 
 
 def _attempt(workflow_id: str, key: str, number: str | None) -> StepAttempt:
-    query = (
-        select(StepAttempt).join(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id, WorkflowStep.key == key)
-    )
+    query = select(StepAttempt).join(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id, WorkflowStep.key == key)
     if number is not None:
         query = query.where(StepAttempt.number == _number(number, "attempt"))
     found = orm.session.scalars(query.order_by(StepAttempt.number.desc()).limit(1)).first()
@@ -189,9 +185,7 @@ def _read(session: Session, body: dict[str, Any], key: str | None) -> tuple[Proj
     except BadInput as error:
         faults += [Fault(f.field if f.field == "plan" else f"plan.{f.field}", f.message) for f in error.faults]
     if faults:
-        raise BadInput(
-            "The request is wrong.", faults=[*faults, *(lacking.faults if lacking else ())], mend="Mend each."
-        )
+        raise BadInput("The request is wrong.", faults=[*faults, *(lacking.faults if lacking else ())], mend="Mend each.")
     if lacking is not None or project is None:
         raise lacking or NotFound()
     return project, parsed

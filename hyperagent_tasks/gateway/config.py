@@ -33,7 +33,7 @@ class GatewayConfig:
     providers: dict[str, Provider]
     scenario_dirs: tuple[Path, ...]
     connect_timeout: float = 10.0
-    head_timeout: float = 300.0
+    head_timeout: float = 150.0
     idle_timeout: float = 120.0
     tries: int = 3
     pause: float = 1.0

@@ -20,15 +20,13 @@ import aiohttp
 from aiohttp import web
 
 from hyperagent_common.errors import Conflict, HyperagentError
-from hyperagent_tasks.gateway import calllog, replay, scenario, upstream
+from hyperagent_tasks.gateway import bodies, calllog, replay, scenario, upstream
 from hyperagent_tasks.gateway.config import GatewayConfig
 from hyperagent_tasks.gateway.dialects import openai_chat as chat
 from hyperagent_tasks.gateway.grants import UNKNOWN, Grant, Run
 
 log = logging.getLogger(__name__)
-MAX_BODY = 32 << 20
 DRAIN_SECONDS = 2.0  # aiohttp waits this long twice
-BODY_SECONDS = 60.0
 KEEP_ENDED = 1000
 
 
@@ -55,7 +53,7 @@ class Gateway:
 
     def data_app(self) -> web.Application:
         """What agents can reach: two paths, nothing else."""
-        app = web.Application(client_max_size=MAX_BODY)
+        app = web.Application(client_max_size=bodies.MAX_BODY)
         app.router.add_post("/t/{token}/v1/" + chat.PATH, self._chat)
         app.router.add_get("/t/{token}/v1/models", self._models)
         return app
@@ -85,7 +83,7 @@ class Gateway:
         if run is None or run.over:
             return web.json_response(chat.error(UNKNOWN, "auth"), status=401)
         with self._cut_when_ended(run):
-            raw, body = await _body(request)
+            raw, body = await bodies.read(request)
             refused = self._refused(run, body)
             if refused is not None or body is None:
                 return refused or web.Response(status=400)
@@ -240,16 +238,6 @@ class Gateway:
         return web.json_response(asdict(run.observed))
 
 
-async def _body(request: web.Request) -> tuple[bytes, dict[str, Any] | None]:
-    """The body, unpacked by aiohttp within `MAX_BODY`, and the JSON object it is, None where it is none."""
-    try:
-        raw = await asyncio.wait_for(request.read(), BODY_SECONDS)
-        body = json.loads(raw)
-    except (ValueError, RecursionError, OSError, EOFError, TimeoutError):
-        return b"", None
-    return raw, body if isinstance(body, dict) else None
-
-
 async def serve(config: GatewayConfig, *, tcp: bool = True, ready: Callable[[], Awaitable[None]] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises `Conflict` where another gateway serves this directory."""
     for path, mode in ((config.data_socket, 0o755), (config.control_socket, 0o700)):
@@ -262,7 +250,8 @@ async def serve(config: GatewayConfig, *, tcp: bool = True, ready: Callable[[], 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runners = [
-        web.AppRunner(app, shutdown_timeout=DRAIN_SECONDS, access_log=None) for app in (gateway.data_app(), gateway.control_app())
+        web.AppRunner(app, shutdown_timeout=DRAIN_SECONDS, access_log=None, auto_decompress=False)
+        for app in (gateway.data_app(), gateway.control_app())
     ]
     for runner in runners:
         await runner.setup()

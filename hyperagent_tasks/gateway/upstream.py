@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from typing import Any
 
 import aiohttp
@@ -19,9 +20,13 @@ from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects import openai_chat as chat
 from hyperagent_tasks.gateway.grants import Run, classify
 
+# opencode asks again for minutes where a refusal holds one of these, whatever its status
+TEMPTING = re.compile(r"429|rate.?limit|too.?many.?requests|overloaded|unavailable|exhausted|try again", re.IGNORECASE)
+SAID_AS = {"rate_limit": "throttled"}
 PASSES = frozenset({429, 500, 502, 503, 504, 529})
 MAX_ERROR = 64 << 10
 MAX_WHOLE = 32 << 20
+MAX_LINE = 8 << 20
 MAX_SAID = 256 << 10
 
 
@@ -48,21 +53,25 @@ async def answer(
             run.observed.fail(kind, told or "an empty answer", reply.status)
             pause = _retry_after(reply)
             if kind in ("quota", "context") or not (reply.status in PASSES or kind == "transport"):
-                told = f"provider failed: {kind} ({reply.status}): {told[:400]}"
-                return _final(told, kind, _client_status(reply.status))
+                return _final(kind, told[:400] or f"HTTP {reply.status}", _client_status(reply.status))
+            if pause is not None and pause > config.longest_pause:  # asking before that is known to be in vain
+                return _final(kind, f"it asks to wait {pause:.0f} s", 400)
         if attempt < config.tries:
             run.observed.retries += 1
             await asyncio.sleep(min(pause if pause is not None else _backoff(config, attempt), config.longest_pause))
     kind = run.observed.last_failure or "other"
-    return _final(f"provider failed: {kind} after {config.tries} tries", kind, 400)
+    return _final(kind, f"after {config.tries} tries", 400)
 
 
 def _client_status(status: int) -> int:
     return status if 400 <= status < 500 and status not in (408, 409, 425, 429) else 400
 
 
-def _final(message: str, kind: str, status: int) -> tuple[web.StreamResponse, str]:
-    return web.json_response(chat.error(message, kind), status=status), ""
+def _final(kind: str, why: str, status: int) -> tuple[web.StreamResponse, str]:
+    """A refusal that no CLI tries again: in plain words, the provider's own only where they do not tempt."""
+    code = SAID_AS.get(kind, kind)
+    told = f"provider failed: {code}" if TEMPTING.search(why) else f"provider failed: {code}: {why}"
+    return web.json_response(chat.error(told, code), status=status), ""
 
 
 def _backoff(config: GatewayConfig, attempt: int) -> float:
@@ -126,7 +135,7 @@ async def _stream(
             if not meter.failed:
                 run.observed.fail("transport", f"the stream was cut: {cut}", None)
             told = json.dumps(chat.error("provider failed: cut stream", "transport"))
-            await response.write(f"\n\ndata: {told}\n\n".encode())  # the cut may have come within a line
+            await response.write(f"\n\ndata: {told}\n\n".encode())
         await response.write_eof()
     except ConnectionResetError:  # the agent went away: nobody's failure, and the handler's end closes everything
         meter.close()
@@ -144,8 +153,11 @@ async def _copy(reply: aiohttp.ClientResponse, response: web.StreamResponse, met
             return type(error).__name__
         if not data:
             return "it had no end"
-        meter.feed(data)
-        await response.write(data)
+        whole = meter.feed(data)  # a broken line would make the CLI ask again and again
+        if whole:
+            await response.write(whole)
+        if meter.broken:
+            return "it held garbage"
 
 
 class Meter:
@@ -154,16 +166,24 @@ class Meter:
     def __init__(self, run: Run, *, quiet: bool = False) -> None:
         self._run, self._quiet = run, quiet
         self._rest, self._ended, self._usage = b"", False, chat.Usage()
-        self.said, self.failed = b"", False
+        self.said, self.failed, self.broken = b"", "", False
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes; returns the lines that they complete, up to one that is broken."""
         self.said += data[: MAX_SAID - len(self.said)]
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest[: 8 << 20]
+        self._rest += data
+        if b"\n" not in data:
+            self.broken = self.broken or len(self._rest) > MAX_LINE
+            return b""
+        *lines, self._rest = self._rest.split(b"\n")
+        passed = []
         for line in lines:
             if line.startswith(b"data:"):
                 self.take(line[5:].strip())
+            if self.broken:
+                break
+            passed.append(line + b"\n")
+        return b"".join(passed)
 
     def take(self, data: bytes) -> None:
         """Take one whole event."""
@@ -174,17 +194,19 @@ class Meter:
             answer = json.loads(data)
         except (ValueError, RecursionError):
             self._fail("transport", "the provider streamed garbage", None)
+            self.broken = True
             return
         if isinstance(answer, dict):
             told = chat.told_error(answer)
             if told is not None:
                 self._fail(classify(told[0] or 400, told[1]), told[1], told[0])
+                self.broken = True
             self._usage = chat.usage(answer) or self._usage
             self._ended = self._ended or chat.finished(answer)
 
     def _fail(self, kind: str, message: str, status: int | None) -> None:
         if not self._quiet and not self.failed:
-            self.failed = True
+            self.failed = kind
             self._run.observed.fail(kind, message, status)
 
     def close(self) -> bool:
@@ -193,4 +215,4 @@ class Meter:
         observed.input += self._usage.input
         observed.output += self._usage.output
         observed.cached += self._usage.cached
-        return self._ended
+        return self._ended and not self.broken

@@ -1,0 +1,3 @@
+"""Scripts that run inside a sandbox: materialise, seal, check."""
+
+from __future__ import annotations
