@@ -59,11 +59,15 @@ def _register(app: flask.Flask) -> None:
 def _authorise() -> flask.Response | None:
     """A bearer token where one is set; without one, only requests addressed to loopback (no DNS rebinding)."""
     settings: Settings = flask.current_app.extensions["settings"]
+    if "\x00" in flask.request.path or any("\x00" in value for value in flask.request.args.values()):
+        return problems.problem(400, "malformed", "The address holds a NUL, which is not text.")
     if settings.api_token and flask.request.path not in OPEN_PATHS:
         given = flask.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), settings.api_token.reveal().encode()):
             mend = "Send Authorization: Bearer with the token of HYPERAGENT_API_TOKEN."
-            return problems.problem(401, "unauthorised", "A token is needed.", mend=mend)
+            refused = problems.problem(401, "unauthorised", "A token is needed.", mend=mend)
+            refused.headers["WWW-Authenticate"] = "Bearer"
+            return refused
     if not settings.api_token and not _loopback(flask.request.host):
         return problems.problem(403, "forbidden-host", f"This API does not answer for {flask.request.host!r}.")
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from types import NoneType
 from typing import Any, NoReturn
 
 import flask
@@ -106,8 +108,10 @@ def _sane(value: Any, depth: int) -> None:
             _sane(inner, depth + 1)
     elif isinstance(value, str):
         _text(value)
-    elif isinstance(value, float) and value != value:
-        raise Malformed("The body holds NaN, which is not taken.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Malformed("The body holds a number that is not finite, which is not taken.")
+    elif not isinstance(value, (bool, int, float, NoneType)):
+        raise Malformed(f"The body holds a {type(value).__name__}, which JSON does not have.")
 
 
 def _text(value: str) -> None:

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import flask
+from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import HTTPException
 
 from hyperagent_common.errors import HyperagentError
@@ -31,7 +32,13 @@ def install(app: flask.Flask) -> None:
     """Answer every error of the application as a problem."""
     app.register_error_handler(HyperagentError, _ours)
     app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(OperationalError, _database)
     app.register_error_handler(Exception, _unforeseen)
+
+
+def _database(error: OperationalError) -> flask.Response:
+    log.warning("database.down", extra={"error": str(error.orig)})
+    return problem(503, "dependency-down", "The database does not answer.", mend="Start it, or mend HYPERAGENT_DATABASE_URL.")
 
 
 def _ours(error: HyperagentError) -> flask.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Literal
 
@@ -23,6 +23,16 @@ from hyperagent_tasks.preparing import owner
 from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
 from hyperagent_tasks.spec import StepSpec, Workdir
 
+SEEN = {
+    "auth": EndReason.AUTH,
+    "quota": EndReason.QUOTA,
+    "rate_limit": EndReason.RATE_LIMIT,
+    "server": EndReason.PROVIDER,
+    "transport": EndReason.PROVIDER,
+    "context": EndReason.CONTEXT,
+    "model_not_found": EndReason.MODEL_NOT_FOUND,
+    "budget": EndReason.BUDGET,
+}
 MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
 
 
@@ -106,7 +116,7 @@ def _converse(parts: Parts, step: StepSpec, work: Workdir, lease: Lease, agent: 
     finally:
         observed = parts.gateway.close(run_id)
         live.close()
-    outcome = parser.outcome(result)
+    outcome = seen_by_gateway(parser.outcome(result), observed)
     version = parts.agent_version(agent)
     _close(parts, step, run_id, outcome, observed, result, version)
     return Ran(run_id, agent.name, version, outcome, observed, result)
@@ -177,6 +187,15 @@ def _close(
         }
         took = (result.finished_at - result.started_at).total_seconds()
         events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)
+
+
+def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
+    """A failed outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words."""
+    reason = SEEN.get(observed.last_failure or "")
+    if outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+        return outcome
+    told = str(observed.failures[-1]["message"])[:300]
+    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}")
 
 
 def _judge(ran: Ran, lease: Lease) -> None:

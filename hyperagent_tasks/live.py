@@ -34,7 +34,8 @@ class LiveLog:
         if self._down:
             return
         data = {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in event.data.items()}
-        fields = {"kind": event.kind, "data": json.dumps(data, default=str)[: 4 * MAX_TEXT]}
+        text = json.dumps(data, default=str)
+        fields = {"kind": event.kind, "data": text if len(text) <= 16 * MAX_TEXT else '{"truncated": true}'}
         try:
             self._client.xadd(self._key, fields, maxlen=MAX_ENTRIES, approximate=True)
         except redis.RedisError as error:

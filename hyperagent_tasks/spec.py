@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +84,7 @@ class Workdir:
         return self.root / "kept"
 
     def make(self) -> None:
-        """Make the directories afresh."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Make the directories; an attempt's id is new, so nothing of another is there."""
         self.root.mkdir(parents=True, mode=0o700)
         for path in (self.ws, self.inp, self.out, self.checked, self.logs, self.kept):
             path.mkdir(parents=True, mode=0o700)

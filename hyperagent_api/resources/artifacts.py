@@ -28,7 +28,8 @@ def download(artifact_id: str) -> flask.Response:
         yield first
         yield from chunks
 
-    name = row.name.rsplit("/", 1)[-1].encode("ascii", "replace").decode().replace('"', "_")
+    last = row.name.rsplit("/", 1)[-1].encode("ascii", "replace").decode()
+    name = "".join(c if c.isprintable() and c not in '"\\' else "_" for c in last)
     response = flask.Response(body(), mimetype="application/octet-stream")  # type: ignore[arg-type]
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     response.headers["Content-Length"] = str(row.size)

@@ -9,13 +9,15 @@ from typing import Any
 import flask
 from flask.views import MethodView
 from flask_smorest import Blueprint
+from marshmallow import ValidationError, fields, validate
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from hyperagent_api import bodies
 from hyperagent_api.app import orm
 from hyperagent_api.schemas import ProjectSchema
-from hyperagent_common import db, queue
+from hyperagent_common import db, queue, settings_schema
 from hyperagent_common.errors import BadInput, Conflict, Fault, NotFound
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import Project
@@ -24,7 +26,12 @@ from hyperagent_common.states import ProjectState
 
 blueprint = Blueprint("projects", __name__, url_prefix="/api/v1/projects", description="Repositories workflows work on")
 FIELDS = ("name", "path", "description", "default_branch", "settings")
-SETTINGS = {"agent_provider": str, "agent_model": str, "checks": list}
+SETTINGS: dict[str, tuple[fields.Field[Any], str]] = {
+    "agent_provider": (settings_schema.SCHEMA.fields["agent_provider"], "must be auto, opencode or mock"),
+    "agent_model": (settings_schema.SCHEMA.fields["agent_model"], "must read provider/model"),
+    "checks": (fields.List(fields.String(validate=validate.Length(1, 4096))), "must be a list of non-empty strings"),
+}
+BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}\Z")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 BODY = {
     "required": True,
@@ -65,11 +72,10 @@ class Projects(MethodView):
         """Register a project and wait for the worker's word."""
         asked = _read(bodies.mapping())
         settings: Settings = flask.current_app.extensions["settings"]
-        with db.transaction(settings.db_url) as session:
-            project, fresh = _open(session, asked)
-            if fresh:
-                project_id, app = project.id, flask.current_app.extensions["queue"]
-                db.after_commit(session, lambda: queue.signature(app, queue.REGISTER, project_id).apply_async())
+        try:
+            project, fresh = _opened(settings, asked)
+        except IntegrityError:  # the same name at the same time: the other request has made it
+            project, fresh = _opened(settings, asked)
         if not fresh:
             return project, 200
         return _wait(settings, project.id)
@@ -94,25 +100,42 @@ def _read(body: dict[str, Any]) -> dict[str, Any]:
     name, path = body.get("name"), body.get("path")
     if not isinstance(name, str) or not NAME.match(name):
         faults.append(Fault("name", "must be 1 to 63 of a-z 0-9 _ . - and start with a letter or digit"))
-    if not isinstance(path, str) or not path.startswith("/") or len(path) > 4096:
+    if not isinstance(path, str) or not path.startswith("/") or len(path) > 4096 or not path.isprintable():
         faults.append(Fault("path", "must be the absolute path of a git repository on the worker's host"))
     for key in ("description", "default_branch"):
         if not isinstance(body.get(key, ""), str) or len(body.get(key, "")) > 255:
             faults.append(Fault(key, "must be a string of at most 255 characters"))
+    branch = body.get("default_branch")
+    if isinstance(branch, str) and branch and (not BRANCH.match(branch) or ".." in branch):
+        faults.append(Fault("default_branch", f"{branch!r} cannot name a branch"))
     given = body.get("settings", {})
     if not isinstance(given, dict):
         faults.append(Fault("settings", "must be a mapping"))
     else:
-        faults += [_setting(key, value) for key, value in given.items() if not isinstance(value, SETTINGS.get(key, ()))]
+        faults += [fault for key, value in given.items() if (fault := _setting(key, value))]
     if faults:
         raise BadInput("The project is wrong.", faults=faults, mend="Mend every field named and send it again.")
     return body
 
 
-def _setting(key: str, value: Any) -> Fault:
-    kind = SETTINGS.get(key)
-    told = f"must be a {kind.__name__}" if kind else f"unknown field; known are {', '.join(SETTINGS)}"
-    return Fault(f"settings.{key}", told)
+def _setting(key: str, value: Any) -> Fault | None:
+    if key not in SETTINGS:
+        return Fault(f"settings.{key}", f"unknown field; known are {', '.join(SETTINGS)}")
+    field, told = SETTINGS[key]
+    try:
+        field.deserialize(value)
+    except ValidationError:
+        return Fault(f"settings.{key}", told)
+    return None
+
+
+def _opened(settings: Settings, asked: dict[str, Any]) -> tuple[Project, bool]:
+    with db.transaction(settings.db_url) as session:
+        project, fresh = _open(session, asked)
+        if fresh:
+            app = flask.current_app.extensions["queue"]
+            db.after_commit(session, lambda: queue.signature(app, queue.REGISTER, project.id).apply_async())
+    return project, fresh
 
 
 def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
@@ -135,7 +158,9 @@ def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
     deadline = time.monotonic() + flask.current_app.config["REGISTER_WAIT_SECONDS"]
     while True:
         with db.transaction(settings.db_url, reading=True) as session:
-            project = session.get_one(Project, project_id)
+            project = session.get(Project, project_id)
+        if project is None:
+            raise BadInput("The project cannot be registered; another request was told why.", mend="Send it again.")
         if project.state == ProjectState.READY:
             return project, 201
         if project.state == ProjectState.FAILED:
@@ -149,4 +174,6 @@ def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
 
 def _remove(settings: Settings, project_id: str) -> None:
     with db.transaction(settings.db_url) as session:
-        session.delete(session.get_one(Project, project_id))
+        project = session.get(Project, project_id)
+        if project is not None and project.state == ProjectState.FAILED:
+            session.delete(project)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flask
@@ -11,6 +11,7 @@ import redis
 from flask.views import MethodView
 from flask_smorest import Blueprint
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 
 from hyperagent_api import bodies, readiness, stream
@@ -63,7 +64,7 @@ class Workflows(MethodView):
         rows = orm.session.scalars(query.limit(limit + 1)).all()
         headers = {}
         if len(rows) > limit:
-            following = flask.url_for("workflows.Workflows", **{**asked, "after": rows[limit - 1].id, "limit": limit})
+            following = flask.url_for("workflows.Workflows", **_kept(asked), after=rows[limit - 1].id, limit=limit)
             headers["Link"] = f'<{following}>; rel="next"'
         return list(rows[:limit]), 200, headers
 
@@ -77,25 +78,16 @@ class Workflows(MethodView):
         body = bodies.mapping()
         settings: Settings = flask.current_app.extensions["settings"]
         key = flask.request.headers.get("Idempotency-Key") or None
-        with db.transaction(settings.db_url) as session:
-            project, parsed = _read(session, body, key)
-            before = workflows.repeated(session, key, workflows.request_digest(project.name, parsed))
-            if before is None:
-                warnings = readiness.require(session, settings)
-                made = workflows.submit(
-                    session,
-                    flask.current_app.extensions["queue"],
-                    project,
-                    parsed,
-                    max_attempts=settings.max_attempts,
-                    requested_by=flask.request.headers.get("X-Requested-By", "")[:255],
-                    idempotency_key=key,
-                )
-            workflow_id = before.id if before else made.id
+        try:
+            workflow_id, warnings = _submitted(settings, body, key)
+            fresh = warnings is not None
+        except IntegrityError:  # the same key at the same time: the other request has made it
+            workflow_id, warnings = _submitted(settings, body, key)
+            fresh = warnings is not None
         found = _whole(workflow_id)
-        found._warnings = [] if before else warnings  # type: ignore[attr-defined]
+        found._warnings = warnings or []  # type: ignore[attr-defined]
         location = {"Location": flask.url_for("workflows.OneWorkflow", workflow_id=workflow_id)}
-        return found, 200 if before else 202, location
+        return found, 202 if fresh else 200, location
 
 
 @blueprint.route("/<workflow_id>")
@@ -149,10 +141,32 @@ def log(workflow_id: str, key: str) -> flask.Response:
     return flask.Response(lines, mimetype="application/jsonl", headers={**headers, "X-Log": "live"})
 
 
+def _submitted(settings: Settings, body: dict[str, Any], key: str | None) -> tuple[str, list[str] | None]:
+    """The workflow's id, and warnings where it was made now; None where this key had made it before."""
+    with db.transaction(settings.db_url) as session:
+        project, parsed = _read(session, body, key)
+        before = workflows.repeated(session, key, workflows.request_digest(project.name, parsed))
+        if before is not None:
+            return before.id, None
+        warnings = readiness.require(session, settings)
+        made = workflows.submit(
+            session,
+            flask.current_app.extensions["queue"],
+            project,
+            parsed,
+            max_attempts=settings.max_attempts,
+            requested_by=flask.request.headers.get("X-Requested-By", "")[:255],
+            idempotency_key=key,
+        )
+        return made.id, warnings
+
+
 def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
     if not all(part.isdigit() for part in after.split("-", 1)):
         raise BadInput("The query is wrong.", faults=[Fault("after", "must be an entry's id")])
     url = settings.broker.replace("redis+socket://", "unix://", 1)
+    if not url.startswith(("redis", "unix")):
+        return iter(())  # another broker keeps no live log
     client = redis.Redis.from_url(url, socket_timeout=3, decode_responses=True)
     try:
         entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=1000)
@@ -231,6 +245,11 @@ def _whole(workflow_id: str) -> Workflow:
     found = orm.session.scalars(query).one()
     found._warnings = []  # type: ignore[attr-defined]
     return found
+
+
+def _kept(asked: Mapping[str, str]) -> dict[str, Any]:
+    """The filters a following page keeps; whatever else was asked goes nowhere."""
+    return {name: asked[name] for name in ("project", "state") if name in asked}
 
 
 def _limit() -> int:
