@@ -71,10 +71,12 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """A mapping, each key once."""
-        pairs = [(self.construct_object(k, deep=True), v) for k, v in node.value]
-        for name in [k for k, _ in pairs]:
-            if sum(1 for k, _ in pairs if k == name) > 1:
-                raise Malformed(f"The body has the key {name!r} twice.")
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = repr(self.construct_object(key_node, deep=True))
+            if key in seen:
+                raise Malformed(f"The body has the key {key} twice.")
+            seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -97,7 +97,7 @@ class Child:
         if self.process is not None:
             code, self.process = self.process.returncode, None
             self.restarts = 0 if now - self.began > STEADY_SECONDS else self.restarts + 1
-            pause = min(LONGEST_PAUSE, 0.5 * 2**self.restarts)
+            pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(self.restarts, 8))
             self.again_at = now + pause
             return f"{self.name} ended with {code}; it is started again in {pause:.0f} s (log: {self.log})"
         if now >= self.again_at:

@@ -10,7 +10,7 @@ import flask
 from flask.views import MethodView
 from flask_smorest import Blueprint
 from marshmallow import ValidationError, fields, validate
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -174,6 +174,4 @@ def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
 
 def _remove(settings: Settings, project_id: str) -> None:
     with db.transaction(settings.db_url) as session:
-        project = session.get(Project, project_id)
-        if project is not None and project.state == ProjectState.FAILED:
-            session.delete(project)
+        session.execute(delete(Project).where(Project.id == project_id, Project.state == ProjectState.FAILED))
