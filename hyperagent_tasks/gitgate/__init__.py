@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hyperagent_tasks.gitgate.gate import GitGate, new_repository, open_source
+from hyperagent_tasks.gitgate.gate import GitGate, new_repository
+from hyperagent_tasks.gitgate.source import open_source
 from hyperagent_tasks.gitgate.values import (
     HOST,
     ChangedFile,

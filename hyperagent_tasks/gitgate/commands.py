@@ -29,6 +29,10 @@ OLDEST = (2, 38)
 _SETTINGS = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
+    "core.fsync=committed",  # loose objects too: else a ref can outlive its commit in a power cut
+    "fetch.fsck.badTimezone=ignore",  # faults of old tools that real histories carry and that harm nothing
+    "fetch.fsck.missingSpaceBeforeDate=ignore",
+    "fetch.fsck.zeroPaddedFilemode=ignore",
     "core.attributesFile=/dev/null",
     "core.filesRefLockTimeout=2000",
     "core.packedRefsTimeout=2000",
@@ -130,8 +134,8 @@ def git(
         )
         stack.callback(_end, process)
         _limit(process.pid, memory)
-        ended = _collect(process, args[0], time.monotonic() + timeout, timeout, limit, cut)
-    return _judged(ended, args[0], ok)
+        ended = _collect(process, _verb(args), time.monotonic() + timeout, timeout, limit, cut)
+    return _judged(ended, _verb(args), ok)
 
 
 def failure(ended: Ended, command: str) -> GitFailed:
@@ -149,6 +153,12 @@ def check() -> str:
         wanted = ".".join(map(str, OLDEST))
         raise NotReady(f"This host has {said}, which is too old.", mend=f"Install git {wanted} or newer.")
     return said
+
+
+def _verb(args: Sequence[str]) -> str:
+    """The subcommand: the first word that is neither an option nor the value of `-c` or `-C`."""
+    words = iter(args)
+    return next((word for word in words if not word.startswith("-") or (word in ("-c", "-C") and not next(words, ""))), "")
 
 
 @cache
@@ -238,8 +248,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _judged(ended: Ended, command: str, ok: Sequence[int]) -> Ended:
+    if ended.code and _FULL.search(ended.err):
+        raise DependencyDown(f"git {command} found the disk full.", mend="Make room on this host's disk.")
     if ended.code in ok:
         return ended
-    if _FULL.search(ended.err):
-        raise DependencyDown(f"git {command} found the disk full.", mend="Make room on this host's disk.")
     raise failure(ended, command)

@@ -6,14 +6,18 @@ import contextlib
 import fcntl
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
-from hyperagent_common.errors import BadInput, Fault, MergeConflict, Transient
+from hyperagent_common.errors import BadInput, DependencyDown, MergeConflict, Transient
 from hyperagent_tasks.gitgate import names
-from hyperagent_tasks.gitgate.commands import GitFailed, git
+from hyperagent_tasks.gitgate.commands import git
 from hyperagent_tasks.gitgate.importing import import_seal
+from hyperagent_tasks.gitgate.refs import move
+from hyperagent_tasks.gitgate.source import refresh as fetch
 from hyperagent_tasks.gitgate.values import (
     HOST,
     CommitInfo,
@@ -21,7 +25,6 @@ from hyperagent_tasks.gitgate.values import (
     Limits,
     Person,
     Sealed,
-    SourceInfo,
     TreePolicy,
 )
 
@@ -29,23 +32,7 @@ TRIES = 10
 STEP = "Hyperagent-Step"
 STALE_LOCK_SECONDS = 120.0
 FETCH_SECONDS = 300.0
-
-
-def open_source(path: Path) -> SourceInfo:
-    """A person's repository. Raises `BadInput` naming `repository` and the mend."""
-    if not path.exists():
-        raise _bad(f"There is nothing at {path}.", "Give the path of a git repository on the worker's host.")
-    try:
-        folder = git(None, "-C", str(path), "rev-parse", "--absolute-git-dir").text
-    except GitFailed as error:
-        if "dubious ownership" in error.ended.err:
-            raise _bad(f"The repository {path} belongs to another user.", "Let the worker's user own it.") from error
-        raise _bad(f"{path} is not a git repository.", "Make it one (`git init`), or give another path.") from error
-    head = git(Path(folder), "symbolic-ref", "-q", "--short", "HEAD", ok=(0, 1)).text
-    found = git(Path(folder), "rev-parse", "--verify", "-q", "HEAD^{commit}", ok=(0, 1, 128)).text
-    if not found:
-        raise _bad(f"The repository {path} has no commits on {head or 'its HEAD'}.", "Make a first commit.")
-    return SourceInfo(head, found)
+LOCK_SECONDS = 900.0
 
 
 def new_repository(path: Path, files: Mapping[str, bytes], *, message: str, branch: str = "main") -> str:
@@ -68,10 +55,6 @@ def new_repository(path: Path, files: Mapping[str, bytes], *, message: str, bran
     return made
 
 
-def _bad(message: str, mend: str) -> BadInput:
-    return BadInput(message, faults=[Fault("repository", message)], mend=mend)
-
-
 def _people(author: Person, committer: Person, when: datetime) -> dict[str, str]:
     date = f"@{int(when.timestamp())} +0000"
     return {
@@ -82,6 +65,15 @@ def _people(author: Person, committer: Person, when: datetime) -> dict[str, str]
         "GIT_COMMITTER_EMAIL": committer.email,
         "GIT_COMMITTER_DATE": date,
     }
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Take the lock file, or say that another process has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class GitGate:
@@ -106,26 +98,19 @@ class GitGate:
     def _locked(self, project: str) -> Iterator[None]:
         """One writer a project on this host."""
         with (self._root / f".{names.project(project)}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _taken(lock):
+                if time.monotonic() > deadline:
+                    raise DependencyDown(f"Another process has held the repository of {project} for {LOCK_SECONDS:.0f} s.")
+                time.sleep(0.02)
             yield
 
     def refresh(self, project: str, source: str | Path, branch: str) -> str:
         """Bring the source's default branch in, through a quarantine and fsck; returns its commit. Raises `BadInput`."""
-        names.branch(branch)
-        repo, info = self.trusted(project), open_source(Path(source))
-        head = git(None, "-C", str(source), "rev-parse", "--verify", "-q", f"refs/heads/{branch}^{{commit}}", ok=(0, 1, 128)).text
-        if not head:
-            told = f"The repository {source} has no branch {branch}; it is on {info.default_branch}."
-            raise BadInput(told, faults=[Fault("default_branch", told)], mend="Name a branch that is there.")
-        if self.head_of(repo, branch) == head:
-            return head
-        spec = f"+refs/heads/{branch}:refs/heads/{branch}"
-        url = f"file://{Path(source).absolute()}"
+        repo = self.trusted(project)
         with self._locked(project):
             self._unlock_stale(repo)
-            git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", url, spec, protocols="file",
-                timeout=FETCH_SECONDS)  # fmt: skip
-        return self.head_of(repo, branch) or head
+            return fetch(repo, source, branch)
 
     def _unlock_stale(self, repo: Path) -> None:
         """Remove lock files a power cut left; we hold the project's own lock, and no git of ours runs that long."""
@@ -156,7 +141,7 @@ class GitGate:
         if self.head_of(repo, branch) is None:
             with self._locked(project):
                 if self.head_of(repo, branch) is None:
-                    git(repo, "update-ref", f"refs/heads/{branch}", names.commit(base), "0" * 40)
+                    move(repo, f"refs/heads/{branch}", names.commit(base), None)
 
     def base_bundle(self, project: str, commit: str, out: Path) -> None:
         """Write a bundle that holds `commit` as refs/heads/base."""
@@ -196,11 +181,8 @@ class GitGate:
                 tip = self.tip(project, branch)
                 onto = tree if tip == base else self._merged(repo, base, tip, tree)
                 made = self._commit_tree(repo, tip, onto, message, trailers, _people(author, committer, when))
-                try:
-                    git(repo, "update-ref", f"refs/heads/{branch}", made, tip)
-                except GitFailed:
-                    continue  # somebody moved it between our look and our write: look again
-                return CommitResult(made, onto, tip != base)
+                if move(repo, f"refs/heads/{branch}", made, tip):
+                    return CommitResult(made, onto, tip != base)
         raise Transient(f"The branch {branch} kept moving.")
 
     def _tree(self, repo: Path, commit: str) -> str:
@@ -210,7 +192,8 @@ class GitGate:
         self, repo: Path, parent: str, tree: str, message: str, trailers: Mapping[str, str], env: Mapping[str, str]
     ) -> str:
         lines = "\n".join(names.trailer(key, value) for key, value in trailers.items())
-        text = message.replace("\x00", "").strip() + "\n\n" + lines + "\n"
+        plain = "".join(c for c in message if c in "\n\t" or c.isprintable())
+        text = plain.strip() + "\n\n" + lines + "\n"
         return git(repo, "commit-tree", "-p", parent, tree, stdin=text.encode("utf-8", "replace"), env=env).text
 
     def _merged(self, repo: Path, base: str, tip: str, tree: str) -> str:
@@ -237,15 +220,15 @@ class GitGate:
         repo = self.trusted(project)
         if self.head_of(repo, branch) is None:
             return []
-        shape = f"%H%x00%P%x00%T%x00%s%x00%(trailers:key={STEP},valueonly,separator=%x2C)%x00%ct%x01"
+        shape = f"%H%x00%P%x00%T%x00%s%x00%(trailers:key={STEP},valueonly,separator=%x2C)%x00%ct"
         span = [f"refs/heads/{branch}"] + ([f"^{names.commit(base)}"] if base else ["--max-count=1000"])
-        said = git(repo, "log", "--first-parent", f"--format={shape}", *span, "--").out.decode("utf-8", "replace")
+        said = git(repo, "log", "-z", "--first-parent", f"--format=tformat:{shape}", *span, "--").out.decode("utf-8", "replace")
         found = []
-        for record in said.split("\x01"):
-            if record.strip():
-                commit, parents, tree, title, step, when = record.strip("\n").split("\x00")
-                moment = datetime.fromtimestamp(int(when), UTC)
-                found.append(CommitInfo(commit, tuple(parents.split()), tree, title, step.strip() or None, moment))
+        fields = said.split("\x00")
+        for at in range(0, len(fields) - 5, 6):
+            commit, parents, tree, title, step, when = fields[at : at + 6]
+            moment = datetime.fromtimestamp(int(when), UTC)
+            found.append(CommitInfo(commit, tuple(parents.split()), tree, title, step.strip() or None, moment))
         return found[::-1]
 
     def diff(self, project: str, before: str, after: str, *, limit: int = 1 << 20) -> str:

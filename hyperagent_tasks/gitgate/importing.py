@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from hyperagent_common.errors import Fault, IntakeRefused
+from hyperagent_tasks import intake
 from hyperagent_tasks.gitgate import names, policy
 from hyperagent_tasks.gitgate.commands import GitFailed, git
 from hyperagent_tasks.gitgate.values import ChangedFile, Limits, Sealed, TreePolicy
@@ -19,12 +20,11 @@ def import_seal(
 ) -> Sealed:
     """Bring a sealed bundle into `repo` under `ref`. Raises `IntakeRefused` naming every fault, `DependencyDown`."""
     names.commit(base)
-    size = out_bundle.lstat().st_size
-    if not out_bundle.is_file() or out_bundle.is_symlink() or size > limits.bundle_bytes:
-        raise IntakeRefused(f"The sealed bundle has {size} bytes; at most {limits.bundle_bytes} are taken.")
     quarantine = Path(tempfile.mkdtemp(prefix="quarantine-", dir=repo.parent))
     try:
-        sealed = _quarantined(quarantine, base_bundle, out_bundle, base, limits)
+        taken = quarantine / "out.bundle"
+        intake.copy_file(out_bundle.parent, out_bundle.name, taken, limit=limits.bundle_bytes)
+        sealed = _quarantined(quarantine, base_bundle, taken, base, limits)
         source = f"file://{quarantine}"
         spec = f"refs/heads/out:{ref}"
         git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", "--force", source, spec, protocols="file",
@@ -64,12 +64,20 @@ def _judged(repo: Path, base: str, sealed: str, rules: TreePolicy) -> Sealed:
             target = git(repo, "cat-file", "blob", entry.oid, limit=4096, cut=True).out.decode("utf-8", "replace")
             fault = policy.link_fault(entry.path, target)
             found += [Fault(policy.printable(entry.path), fault)] if fault else []
-        if entry.path == ".gitmodules" or entry.path.endswith("/.gitmodules"):
-            text = git(repo, "cat-file", "blob", entry.oid, limit=1 << 20, cut=True).out.decode("utf-8", "replace")
-            found += [Fault(policy.printable(entry.path), reason) for reason in policy.module_faults(text)]
+        if entry.path.rpartition("/")[2] == ".gitmodules" and entry.mode != policy.LINK:
+            found += [Fault(policy.printable(entry.path), reason) for reason in _module_faults(repo, entry)]
     if found:
         raise IntakeRefused("The agent's work breaks the tree policy.", faults=found[:50])
     return Sealed(base, git(repo, "rev-parse", f"{sealed}^{{tree}}").text, sealed, tuple(changed))
+
+
+def _module_faults(repo: Path, entry: policy.Entry) -> list[str]:
+    """The faults of a .gitmodules, read by git itself: its syntax has more ways to write `url` than a line has."""
+    words = ("config", "--no-includes", f"--blob={entry.oid}", "--list", "-z")
+    ended = git(repo, *words, ok=range(256), limit=1 << 20)
+    if ended.code:
+        return ["it cannot be read as git settings"]
+    return policy.module_faults(ended.out.decode("utf-8", "replace"))
 
 
 def changed_files(repo: Path, before: str, after: str) -> list[ChangedFile]:

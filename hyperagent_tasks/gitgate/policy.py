@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from hyperagent_common.errors import Fault
 from hyperagent_tasks.gitgate.values import ChangedFile, TreePolicy
 
 LINK, GITLINK = "120000", "160000"
-SUBMODULE_URLS = ("https://", "rad://", "./", "../")
+SUBMODULE_URLS = re.compile(r"(https|rad)://\S+|rad:[A-Za-z0-9]+|\.{1,2}/\S+")
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,37 @@ def _entry(entry: Entry, policy: TreePolicy) -> Iterable[str]:
 
 
 def link_fault(path: str, target: str) -> str | None:
-    """Why a symbolic link is refused, or None where it stays inside the tree."""
-    if target.startswith("/") or "\x00" in target or "\\" in target:
+    """Why a symbolic link is refused, or None where it stays inside the tree. Only leading `..` are taken: after a name,
+    `..` means the parent of wherever that name leads, and another link can make that lie outside."""
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    ups = next((count for count, part in enumerate(parts) if part != ".."), len(parts))
+    if not target or target.startswith("/") or "\x00" in target or "\\" in target or ups > path.count("/"):
         return f"it links to {printable(target)!r}, outside the repository"
-    landed = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-    if landed == ".." or landed.startswith("../") or landed.split("/")[0].casefold() == ".git":
-        return f"it links to {printable(target)!r}, outside the repository"
+    if ".." in parts[ups:]:
+        return f"it links to {printable(target)!r}: `..` after a name may lead outside the repository"
+    if any(_like_git(part) for part in parts):
+        return f"it links to {printable(target)!r}, into git's own directory"
     return None
 
 
-def module_faults(text: str) -> list[str]:
-    """What is wrong with a .gitmodules file: a url that is no plain https, rad or relative one."""
+def module_faults(listing: str) -> list[str]:
+    """What is wrong with a .gitmodules file, as `git config --list -z` reads it: a url that is no plain https, rad or
+    relative one, a command as `update`."""
     found = []
-    for line in text.splitlines():
-        key, _, value = line.strip().partition("=")
-        value = value.strip().strip('"')
-        if key.strip().lower() == "url" and not value.startswith(SUBMODULE_URLS):
+    for setting in filter(None, listing.split("\x00")):
+        key, _, value = setting.partition("\n")
+        name = key.rpartition(".")[2].lower()
+        if name == "url" and not SUBMODULE_URLS.fullmatch(value):
             found.append(f"its url {printable(value)[:100]!r} is neither https, rad nor relative")
+        if name == "update" and value.startswith("!"):
+            found.append("it names a command to update a submodule with")
     return found
 
 
 def _like_git(part: str) -> bool:
     plain = "".join(c for c in unicodedata.normalize("NFKC", part) if unicodedata.category(c) != "Cf").casefold()
-    return plain.rstrip(" .").split(":")[0] in (".git", "git~1")
+    plain = plain.split(":")[0].rstrip(" .")
+    return plain == ".git" or re.fullmatch("git~[0-9]+", plain) is not None
 
 
 def _whole(fresh: Sequence[Entry], policy: TreePolicy) -> list[Fault]:
@@ -101,14 +109,19 @@ def _whole(fresh: Sequence[Entry], policy: TreePolicy) -> list[Fault]:
 
 
 def _colliding(tree: Sequence[Entry], fresh: set[str]) -> list[Fault]:
-    seen: dict[str, str] = {}
-    found = []
+    """Fresh paths of which a part is there twice for a file system that knows no case; directories count."""
+    seen: dict[str, tuple[str, bool]] = {}
+    found: dict[str, Fault] = {}
     for entry in tree:
-        key = unicodedata.normalize("NFC", entry.path).casefold()
-        other = seen.setdefault(key, entry.path)
-        if other != entry.path and (entry.path in fresh or other in fresh):
-            found.append(Fault(printable(entry.path), f"its name differs from {printable(other)!r} only in case"))
-    return found
+        new, cut = entry.path in fresh, 0
+        while cut != len(entry.path):
+            cut = (entry.path.find("/", cut + 1) + 1 or len(entry.path) + 1) - 1
+            prefix = entry.path[:cut]
+            other, other_new = seen.setdefault(unicodedata.normalize("NFC", prefix).casefold(), (prefix, new))
+            if other != prefix and (new or other_new):
+                said = f"its name differs from {printable(other)!r} only in case"
+                found.setdefault(entry.path, Fault(printable(entry.path), said))
+    return list(found.values())
 
 
 def printable(text: str) -> str:
