@@ -88,6 +88,8 @@ class WorkflowStepSchema(Schema):
     commit = fields.String(allow_none=True)
     attempt_count = fields.Integer()
     max_attempts = fields.Integer()
+    free_attempts = fields.Integer()
+    blocked_since = fields.AwareDateTime(allow_none=True)
     queued_at = fields.AwareDateTime(allow_none=True)
     started_at = fields.AwareDateTime(allow_none=True)
     finished_at = fields.AwareDateTime(allow_none=True)
@@ -140,6 +142,7 @@ class WorkflowListedSchema(Schema):
     title = fields.String()
     state = fields.String()
     reason = fields.String(allow_none=True)
+    version = fields.Integer()
     project = fields.Function(lambda row: row.project.name)
     created_at = fields.AwareDateTime()
     finished_at = fields.AwareDateTime(allow_none=True)
@@ -150,6 +153,7 @@ class WorkflowSchema(WorkflowListedSchema):
 
     branch = fields.String()
     base_commit = fields.String(allow_none=True)
+    head = fields.String(allow_none=True)
     requested_by = fields.String()
     plan = fields.Function(lambda row: {"kind": row.plan.kind, "title": row.plan.title, "digest": row.plan.digest})
     steps = fields.List(fields.Nested(WorkflowStepSchema))
@@ -173,6 +177,20 @@ class ProjectSchema(Schema):
     forge = fields.String(allow_none=True)
     settings = fields.Dict()
     created_at = fields.AwareDateTime()
+
+
+class DeadLetterSchema(Schema):
+    """A step that was given up, with the reason."""
+
+    id = fields.String()
+    workflow_id = fields.Function(lambda row: row.step.workflow_id)
+    workflow_state = fields.Function(lambda row: row.step.workflow.state)
+    step = fields.Function(lambda row: row.step.key)
+    error_type = fields.String()
+    reason = fields.String()
+    created_at = fields.AwareDateTime()
+    resolved_at = fields.AwareDateTime(allow_none=True)
+    resolution = fields.String(allow_none=True)
 
 
 class EventSchema(Schema):

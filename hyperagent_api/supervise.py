@@ -22,7 +22,7 @@ from hyperagent_common.errors import Conflict, HyperagentError, NotReady
 from hyperagent_common.settings import Settings
 
 SOCKET_LIMIT = 107
-STOP_SECONDS = {"api": 8.0, "control": 10.0, "steps": 35.0, "gateway": 8.0, "redis": 8.0}
+STOP_SECONDS = {"api": 8.0, "control": 10.0, "gateway": 8.0, "redis": 8.0}
 READY_SECONDS = 90.0
 
 
@@ -66,6 +66,7 @@ def redis_binary() -> str:
 def children(loaded: Settings) -> list[Child]:
     """The processes of one host, in the order they start."""
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "HYPERAGENT_HOME": str(loaded.home)}
+    env["REMAP_SIGTERM"] = "SIGQUIT"  # Celery's soft shutdown: finish within drain_seconds, else hand over
     logs, python = loaded.home / "logs", sys.executable
     celery = [python, "-m", "celery", "-A", "hyperagent_tasks.worker", "worker", "--without-gossip", "--without-mingle"]
     name = f"{loaded.home.name}-{socket.gethostname()}"
@@ -160,7 +161,7 @@ class Supervisor:
             process = by_name[name].process
             if process is not None and process.poll() is None:
                 process.terminate()
-        for name, seconds in STOP_SECONDS.items():
+        for name, seconds in {**STOP_SECONDS, "steps": self.loaded.drain_seconds + 15}.items():
             if name in by_name:
                 by_name[name].stop(seconds)
         subprocess.run(

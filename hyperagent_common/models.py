@@ -95,6 +95,7 @@ class Project(Base):
     rid: Mapped[str | None] = mapped_column(String(64))
     forge: Mapped[str | None] = mapped_column(String(16))
     settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    head: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime]
 
 
@@ -129,7 +130,10 @@ class PlannerTask(Base):
 
 
 class Workflow(Base):
-    """A plan being carried out on a project: one branch, at most one patch."""
+    """A plan being carried out on a project: one branch, at most one patch.
+
+    `head` is the truth about the branch: repositories on hosts follow it. `version` counts changes of `state`.
+    """
 
     __tablename__ = "workflow"
     __table_args__ = (CheckConstraint(_in("state", WorkflowState), name="state"), Index(None, "state", "id"))
@@ -141,6 +145,8 @@ class Workflow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     branch: Mapped[str] = mapped_column(String(255))
     base_commit: Mapped[str | None] = mapped_column(String(64))
+    head: Mapped[str | None] = mapped_column(String(64))
+    version: Mapped[int] = mapped_column(default=1)
     requested_by: Mapped[str] = mapped_column(String(255), default="")
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_digest: Mapped[str] = mapped_column(String(64), default="")
@@ -154,7 +160,11 @@ class Workflow(Base):
 
 
 class WorkflowStep(Base):
-    """One planner task of a workflow on its way to a commit. `generation` numbers its queueings, `fence` its claims."""
+    """One planner task of a workflow on its way to a commit. `generation` numbers its queueings, `fence` its claims.
+
+    `free_attempts` are those that cost nothing of the budget: a dependency was down (since `blocked_since`), or the
+    worker was drained.
+    """
 
     __tablename__ = "workflow_step"
     __table_args__ = (
@@ -173,6 +183,8 @@ class WorkflowStep(Base):
     fence: Mapped[int] = mapped_column(default=0)
     attempt_count: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int]
+    free_attempts: Mapped[int] = mapped_column(default=0)
+    blocked_since: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(String(255))
     lease_until: Mapped[datetime | None]
     queued_at: Mapped[datetime | None]
@@ -319,6 +331,7 @@ class DeadLetter(Base):
     """A step that was given up, with the reason."""
 
     __tablename__ = "dead_letter"
+    __table_args__ = (Index(None, "resolved_at", "id"),)
     id: Mapped[str] = _pk()
     step_id: Mapped[str] = _fk("workflow_step.id")
     attempt_id: Mapped[str | None] = _fk("step_attempt.id", nullable=True)
@@ -327,6 +340,7 @@ class DeadLetter(Base):
     created_at: Mapped[datetime]
     resolved_at: Mapped[datetime | None]
     resolution: Mapped[str | None] = mapped_column(String(16))
+    step: Mapped[WorkflowStep] = relationship()
 
 
 class Worker(Base):

@@ -23,7 +23,7 @@ CONTROL = "control"
 def make(settings: Settings) -> Celery:
     """The Celery application for these settings; each line that is not a default says why it is there."""
     app = Celery("hyperagent", broker=settings.broker, set_as_current=False)
-    longest = settings.step_timeout + settings.check_timeout + 300
+    longest = settings.attempt_seconds
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],  # a message is data, never code
@@ -38,8 +38,8 @@ def make(settings: Settings) -> Celery:
         task_default_queue=STEPS,
         task_routes={ADVANCE: {"queue": CONTROL}, RECONCILE: {"queue": CONTROL}, REGISTER: {"queue": CONTROL}},
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease protects, not the connection
-        worker_soft_shutdown_timeout=30,
-        worker_enable_soft_shutdown_on_idle=True,
+        worker_soft_shutdown_timeout=settings.drain_seconds,  # SIGTERM: finish within it, else hand over
+        worker_enable_soft_shutdown_on_idle=False,  # with nothing to do, stop at once; retries that wait are sent again
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # READONLY after a failover is a channel error
@@ -54,9 +54,9 @@ def make(settings: Settings) -> Celery:
 
 def transport_options(settings: Settings) -> dict[str, object]:
     """Options of the broker's transport. The visibility timeout outlasts any step and retry (else it runs twice)."""
-    longest = settings.step_timeout + settings.check_timeout + settings.retry_backoff_max + 360
+    longest = settings.attempt_seconds + settings.retry_backoff_max + settings.drain_seconds
     options: dict[str, object] = {
-        "visibility_timeout": max(6 * 3600, 3 * longest),
+        "visibility_timeout": settings.visibility_timeout or max(6 * 3600, 3 * longest),
         "unacked_restore_throttle": 1,  # else a sweep only every 100 s
         "socket_connect_timeout": 5,
         "health_check_interval": 25,

@@ -85,6 +85,13 @@ class Settings:
     max_attempts: int = setting(5, "Attempts a step may use before it becomes a dead letter.")
     retry_backoff: int = setting(5, "First pause before a retry; doubles each time, with jitter.")
     retry_backoff_max: int = setting(300, "Longest pause before a retry.")
+    dependency_patience: float = setting(
+        3600.0, "How long a step waits for a dependency that is down (engine, gateway, forge) without using up attempts."
+    )
+    drain_seconds: float = setting(30.0, "How long a stopped worker lets its steps run on before it hands them over.")
+    visibility_timeout: float = setting(
+        0.0, "After how long Redis delivers an unacknowledged message again; 0: longer than any step. Harmless when short."
+    )
     worker_concurrency: int = setting(2, "Steps one worker runs at once.")
     reconcile_seconds: float = setting(10.0, "How often the reconciler looks.")
     requeue_after: float = setting(60.0, "Age at which a queued step nobody claimed is sent again.")
@@ -110,6 +117,11 @@ class Settings:
     def url(self) -> str:
         """The API's address for people and the CLI."""
         return self.api_url or f"http://{self.api_host}:{self.api_port}"
+
+    @property
+    def attempt_seconds(self) -> float:
+        """Longest one attempt of a step can take: every round's coder, verifier and checks, and what goes around them."""
+        return self.agent_max_rounds * (2 * self.step_timeout + self.check_timeout) + 600
 
     @property
     def run_dir(self) -> Path:

@@ -16,9 +16,10 @@ class ProjectState(StrEnum):
 
 
 class WorkflowState(StrEnum):
-    """The life of a workflow."""
+    """The life of a workflow. `paused`: nothing new begins, what runs goes on to its end."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -46,6 +47,26 @@ class AttemptState(StrEnum):
 
 STEP_ENDED = frozenset({StepState.DONE, StepState.FAILED, StepState.CANCELLED})
 WORKFLOW_ENDED = frozenset({WorkflowState.DONE, WorkflowState.FAILED, WorkflowState.CANCELLED})
+
+
+class Action(StrEnum):
+    """What a person can ask of a workflow."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    RETRY = "retry"
+
+
+ALLOWED = {
+    Action.PAUSE: frozenset({WorkflowState.RUNNING}),
+    Action.RESUME: frozenset({WorkflowState.PAUSED}),
+    Action.CANCEL: frozenset({WorkflowState.RUNNING, WorkflowState.PAUSED}),
+    Action.RETRY: frozenset({WorkflowState.FAILED}),
+}
+"""The states in which each action is taken; in any other it is refused and changes nothing."""
+STEP_RETRY = frozenset({WorkflowState.RUNNING, WorkflowState.PAUSED, WorkflowState.FAILED})
+"""The states of a workflow in which one of its failed steps may be retried."""
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,12 @@ def views(workflow: Workflow) -> list[StepView]:
 
 
 def locked(session: Session, workflow_id: str) -> Workflow:
-    """The workflow, its row locked until the transaction ends. Raises `NotFound`."""
-    found = session.scalar(select(Workflow).where(Workflow.id == workflow_id).with_for_update())
+    """The workflow, its row locked until the transaction ends. Raises `NotFound`.
+
+    Whoever also locks one of its steps locks the workflow first: one order for all, so that nobody waits in a circle.
+    """
+    query = select(Workflow).where(Workflow.id == workflow_id).with_for_update(key_share=True)
+    found = session.scalar(query.execution_options(populate_existing=True))
     if found is None:
         raise NotFound(f"There is no workflow {workflow_id!r}.")
     session.expire(found, ["steps"])
@@ -125,7 +129,7 @@ def advance(session: Session, app: Celery, workflow_id: str) -> None:
     if workflow.state in states.WORKFLOW_ENDED:
         return
     moment = db.now(session)
-    for key in states.ready(views(workflow)):
+    for key in states.ready(views(workflow)) if workflow.state == WorkflowState.RUNNING else ():
         enqueue(session, app, workflow, key, moment)
     _settle(session, workflow, moment)
 
@@ -152,7 +156,9 @@ def send(session: Session, app: Celery, workflow: Workflow, head: WorkflowStep) 
 
 
 def queue_following(session: Session, workflow: Workflow, done: WorkflowStep, moment: datetime) -> None:
-    """Queue the step that follows `done` in its segment; the chain under way carries its message."""
+    """Queue the step that follows `done` in its segment; the chain under way carries its message. Not while paused."""
+    if workflow.state != WorkflowState.RUNNING:
+        return
     following: Sequence[str] = states.segment(views(workflow), done.key)[1:2]
     for step in workflow.steps:
         if step.key in following and step.state == StepState.PENDING:
@@ -163,7 +169,7 @@ def _settle(session: Session, workflow: Workflow, moment: datetime) -> None:
     state = states.workflow_state(views(workflow))
     if state is WorkflowState.RUNNING:
         return
-    workflow.state, workflow.finished_at = state, moment
+    workflow.state, workflow.finished_at, workflow.version = state, moment, workflow.version + 1
     failed = next((s for s in workflow.steps if s.state == StepState.FAILED), None)
     workflow.reason = f"Step {failed.key} failed: {failed.reason}" if failed else None
     events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=workflow.id, at=moment, state=str(state))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from celery import Celery
-from sqlalchemy import CursorResult, and_, or_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, workflows
@@ -26,6 +26,7 @@ from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, Workflow
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Claim:
     number: int
     max_attempts: int
     claimed_at: datetime
+    blocked_since: datetime | None = None
 
     @property
     def last(self) -> bool:
-        """True where the retry budget has no attempt after this one."""
+        """True where the retry budget has no attempt after this one; attempts that cost nothing are in `max_attempts`."""
         return self.number >= self.max_attempts
 
 
@@ -59,10 +61,11 @@ def take(url: str, app: Celery, step_id: str, generation: int, worker: str, leas
     """Claim a step, or raise `StepTaken`. A step whose budget is spent becomes a dead letter instead."""
     with db.transaction(url) as session:
         claim = _take(session, step_id, generation, worker, lease)
-        spent = claim is not None and claim.number > claim.max_attempts
-        if claim is not None and spent:
-            _give_up(session, app, claim, "lease-lost", "Every attempt ended without a word from its worker.")
-    if claim is None or spent:
+    if claim is not None and claim.number > claim.max_attempts:
+        with fenced(url, claim, whole=True) as (session, _step):
+            dead_letter(session, app, claim, LeaseLost.type, "Every attempt ended without a word from its worker.")
+        claim = None
+    if claim is None:
         raise StepTaken(_is_done(url, step_id))
     return claim
 
@@ -105,7 +108,8 @@ def _open_attempt(session: Session, step: WorkflowStep, worker: str, moment: dat
     session.flush()
     waited = (moment - step.queued_at).total_seconds() if step.queued_at else None
     events.record(session, EventKind.STEP_CLAIMED, step=step, attempt=attempt, latency=waited, at=moment)
-    return Claim(step.id, step.workflow_id, attempt.id, step.key, step.fence, attempt.number, step.max_attempts, moment)
+    budget = step.max_attempts + step.free_attempts
+    return Claim(step.id, step.workflow_id, attempt.id, step.key, step.fence, attempt.number, budget, moment, step.blocked_since)
 
 
 def _is_done(url: str, step_id: str) -> bool:
@@ -114,29 +118,41 @@ def _is_done(url: str, step_id: str) -> bool:
 
 
 @contextlib.contextmanager
-def fenced(url: str, claim: Claim) -> Iterator[tuple[Session, WorkflowStep]]:
-    """A transaction in which the step is still ours. Raises `LeaseLost`, and then nothing of it is written."""
+def fenced(url: str, claim: Claim, *, whole: bool = False) -> Iterator[tuple[Session, WorkflowStep]]:
+    """A transaction in which the step is still ours. Raises `LeaseLost`, and then nothing of it is written.
+
+    `whole=True` locks the workflow too (first, as everybody does), for what is decided about all of its steps.
+    """
     with db.transaction(url) as session:
-        ours = (WorkflowStep.id == claim.step_id, WorkflowStep.fence == claim.fence)
-        step = session.scalar(select(WorkflowStep).where(*ours, WorkflowStep.state == StepState.RUNNING).with_for_update())
+        if whole:
+            workflows.locked(session, claim.workflow_id)
+        ours = (WorkflowStep.id == claim.step_id, WorkflowStep.fence == claim.fence, WorkflowStep.state == StepState.RUNNING)
+        locking = select(WorkflowStep).where(*ours).with_for_update(key_share=True)
+        step = session.scalar(locking.execution_options(populate_existing=True))
         if step is None:
             raise LeaseLost()
         yield session, step
 
 
 def beat(url: str, claim: Claim, lease: float) -> bool:
-    """Extend the lease; False where it is lost."""
-    with db.transaction(url) as session:
-        result = session.execute(
-            update(WorkflowStep)
-            .where(
-                WorkflowStep.id == claim.step_id,
-                WorkflowStep.fence == claim.fence,
-                WorkflowStep.state == StepState.RUNNING,
-            )
-            .values(lease_until=db.now(session) + timedelta(seconds=lease))
-        )
-        return isinstance(result, CursorResult) and result.rowcount == 1
+    """Extend the lease and tell the event; False where it is lost."""
+    try:
+        with fenced(url, claim) as (session, step):
+            moment = db.now(session)
+            step.lease_until = moment + timedelta(seconds=lease)
+            attempt = session.get_one(StepAttempt, claim.attempt_id)
+            ran = (moment - claim.claimed_at).total_seconds()
+            events.record(session, EventKind.STEP_HEARTBEAT, step=step, attempt=attempt, latency=ran, at=moment)
+    except LeaseLost:
+        return False
+    return True
+
+
+def holds(url: str, claim: Claim) -> bool:
+    """Whether the claim is still ours: asked every second, so that a cancel ends what runs within seconds."""
+    ours = (WorkflowStep.id == claim.step_id, WorkflowStep.fence == claim.fence, WorkflowStep.state == StepState.RUNNING)
+    with db.transaction(url, reading=True) as session:
+        return session.scalar(select(WorkflowStep.id).where(*ours)) is not None
 
 
 class Lease(threading.Thread):
@@ -161,24 +177,31 @@ class Lease(threading.Thread):
         """True once somebody else may hold the step: stop at once."""
         return self._lost.is_set() or time.monotonic() > self._until
 
+    def stop(self) -> None:
+        """This attempt is over: whatever runs for it must end."""
+        self._lost.set()
+
     def run(self) -> None:
         """Renew until told to stop or the claim is lost."""
-        while not self._ended.wait(self._every):
+        due = time.monotonic() + self._every
+        while not self._ended.wait(min(LOOK_SECONDS, self._every)):
             asked = time.monotonic()
             try:
-                if not beat(self._url, self._claim, self._lease):
+                if not (beat(self._url, self._claim, self._lease) if asked >= due else holds(self._url, self._claim)):
                     self._lost.set()
                     return
-                self._until = asked + self._lease
+                if asked >= due:
+                    self._until, due = asked + self._lease, asked + self._every
             except DependencyDown as error:
                 log.warning("lease.unrenewed", extra={"step": self._claim.step_id, "error": str(error)})
 
 
 def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
     """The step is done: write it, queue what follows in its segment, tell the event."""
-    with fenced(url, claim) as (session, step):
-        workflow = workflows.locked(session, claim.workflow_id)
+    with fenced(url, claim, whole=True) as (session, step):
+        workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
+        step.blocked_since = None
         step.state, step.commit, step.finished_at, step.lease_until = StepState.DONE, commit, moment, None
         attempt = _close_attempt(session, claim, AttemptState.SUCCEEDED, moment)
         took = (moment - claim.claimed_at).total_seconds()
@@ -188,32 +211,54 @@ def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
 
 
 def release(url: str, claim: Claim, error: HyperagentError) -> None:
-    """The attempt failed in a way that may pass: queue the step again under the same generation; Celery sends it."""
+    """The attempt failed in a way that may pass: queue the step again under the same generation; Celery sends it.
+
+    Where a dependency is down, waiting for it costs nothing of the budget: `fail` bounds it by time instead.
+    """
+    waiting = isinstance(error, DependencyDown)
     with fenced(url, claim) as (session, step):
         moment = db.now(session)
         step.state, step.queued_at, step.sent_at, step.lease_until = StepState.QUEUED, moment, moment, None
         step.reason = error.sentence
+        step.free_attempts += int(waiting)
+        step.blocked_since = (claim.blocked_since or claim.claimed_at) if waiting else None
         attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
         events.record(
             session,
-            EventKind.STEP_RETRY,
+            EventKind.STEP_WAITING if waiting else EventKind.STEP_RETRY,
             step=step,
             attempt=attempt,
             at=moment,
             error_type=error.type,
             reason=error.sentence,
-            attempts_left=claim.max_attempts - claim.number,
+            attempts_left=claim.max_attempts - claim.number + int(waiting),
         )
+
+
+def hand_over(url: str, app: Celery, claim: Claim) -> None:
+    """This worker must stop: queue the step again at once for another, at no cost of its budget."""
+    with fenced(url, claim, whole=True) as (session, step):
+        workflow = session.get_one(Workflow, claim.workflow_id)
+        moment = db.now(session)
+        step.free_attempts += 1
+        step.reason = "Its worker was stopped."
+        attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
+        attempt.error_type, attempt.reason = "drained", step.reason
+        events.record(session, EventKind.STEP_HANDED_OVER, step=step, attempt=attempt, at=moment)
+        workflows.mark_queued(session, step, moment)
+        step.lease_until = None
+        session.flush()
+        if workflow.state == WorkflowState.RUNNING:
+            workflows.send(session, app, workflow, step)
 
 
 def give_up(url: str, app: Celery, claim: Claim, error: HyperagentError) -> None:
     """The step cannot succeed: a dead letter with its reason, and the workflow learns of it."""
-    with fenced(url, claim) as (session, _step):
-        _give_up(session, app, claim, error.type, str(error))
+    with fenced(url, claim, whole=True) as (session, _step):
+        dead_letter(session, app, claim, error.type, str(error))
 
 
-def _give_up(session: Session, app: Celery, claim: Claim, error_type: str, reason: str) -> None:
-    workflow = workflows.locked(session, claim.workflow_id)
+def dead_letter(session: Session, app: Celery, claim: Claim, error_type: str, reason: str) -> None:
     step = session.get_one(WorkflowStep, claim.step_id)
     moment = db.now(session)
     step.state, step.finished_at, step.lease_until, step.reason = StepState.FAILED, moment, None, reason
@@ -236,7 +281,7 @@ def _give_up(session: Session, app: Celery, claim: Claim, error_type: str, reaso
     )
     events.record(session, EventKind.STEP_FAILED, step=step, attempt=attempt, at=moment, error_type=error_type, reason=reason)
     session.flush()
-    workflows.advance(session, app, workflow.id)
+    workflows.advance(session, app, claim.workflow_id)
 
 
 def _close_attempt(
@@ -249,12 +294,14 @@ def _close_attempt(
     return attempt
 
 
-def fail(url: str, app: Celery, claim: Claim, error: BaseException) -> BaseException:
+def fail(url: str, app: Celery, claim: Claim, error: BaseException, *, patience: float = 3600.0) -> BaseException:
     """Write how a failed attempt leaves its step and return the error to go on with.
+
+    A dependency that is down is waited for up to `patience` seconds, without using up attempts.
 
     Nothing is written where the lease is lost or the database is away: the reconciler finds the step by its lease.
     """
-    error = _named(error, claim)
+    error = _named(error, claim, patience)
     try:
         if isinstance(error, LeaseLost):
             _abandon(url, claim)
@@ -267,8 +314,13 @@ def fail(url: str, app: Celery, claim: Claim, error: BaseException) -> BaseExcep
     return error
 
 
-def _named(error: BaseException, claim: Claim) -> BaseException:
-    """The error as one of ours; a Transient without attempts left will not pass any more."""
+def _named(error: BaseException, claim: Claim, patience: float) -> BaseException:
+    """The error as one of ours; a Transient without attempts (or patience) left will not pass any more."""
+    if isinstance(error, DependencyDown):
+        waited = (claim.claimed_at - (claim.blocked_since or claim.claimed_at)).total_seconds()
+        if waited <= patience:
+            return error
+        return Permanent(f"Waited {waited:.0f} s for it in vain: {error.message}", faults=error.faults, mend=error.mend)
     if isinstance(error, Transient) and claim.last:
         told = f"All {claim.max_attempts} attempts failed; the last: {error.message}"
         return Permanent(told, faults=error.faults, mend=error.mend)

@@ -1,7 +1,8 @@
 """A worker's heartbeat: its row says it lives, which parts it has, and what is wrong with them.
 
-It beats in a process of its own (`python -m hyperagent_tasks.heartbeat NAME`): what the checks use keeps threads (the storage
-library's runtime, for one), and the worker's main process must have none, for it forks its children.
+With each beat it reaps what a killed worker left on this host. It beats in a process of its own
+(`python -m hyperagent_tasks.heartbeat NAME`): what the checks use keeps threads (the storage library's runtime, for one),
+and the worker's main process must have none, for it forks its children.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from hyperagent_common import db, settings, telemetry
 from hyperagent_common.errors import DependencyDown
 from hyperagent_common.models import Worker
-from hyperagent_tasks import checks
+from hyperagent_tasks import checks, reaper
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,20 @@ def run(parts: Parts, name: str, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while not ended.is_set() and os.getppid() == parent:
         _beat(parts, name)
+        _reap(parts)
         waited = 0.0
         while waited < parts.settings.heartbeat_seconds and os.getppid() == parent and not ended.is_set():
             pause = min(ASK_PARENT_SECONDS, parts.settings.heartbeat_seconds - waited)
             ended.wait(pause)
             waited += pause
     _beat(parts, name, stopped=True)
+
+
+def _reap(parts: Parts) -> None:
+    try:
+        reaper.reap(parts)
+    except DependencyDown as error:
+        log.warning("reap.failed", extra={"error": str(error)})
 
 
 def _beat(parts: Parts, name: str, *, stopped: bool = False) -> None:

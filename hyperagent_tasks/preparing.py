@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady
+from hyperagent_common.errors import ForgeRefused, NotReady, Transient
 from hyperagent_common.models import StepAttempt, Workflow
-from hyperagent_tasks import claims
+from hyperagent_tasks import claims, handover
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
 from hyperagent_tasks.spec import StepSpec, Workdir
@@ -32,15 +32,16 @@ def decide(parts: Parts, step: StepSpec) -> None:
 
 
 def branch(parts: Parts, step: StepSpec) -> StepSpec:
-    """The workflow's branch exists; its base is the default branch as it was when the first step began."""
-    base = step.base
-    if base is None:
-        head = parts.gitgate.refresh(step.project, step.source, step.default_branch)
-        with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
-            workflow = session.get_one(Workflow, step.claim.workflow_id, with_for_update=True)
-            workflow.base_commit = base = workflow.base_commit or head
-    parts.gitgate.start_branch(step.project, step.branch, base)
-    return replace(step, base=base)
+    """The workflow's branch is here as the database says; its base is the default branch when the first step began."""
+    base, head = step.base, step.head
+    if base is None or head is None:
+        found = base or handover.default_head(parts, step)
+        with claims.fenced(parts.settings.db_url, step.claim, whole=True) as (session, _row):
+            workflow = session.get_one(Workflow, step.claim.workflow_id)
+            workflow.base_commit = base = workflow.base_commit or found
+            workflow.head = head = workflow.head or base
+    handover.fetch(parts, step, base, head)
+    return replace(step, base=base, head=head)
 
 
 def owner(parts: Parts, step: StepSpec, seconds: float) -> Owner:
@@ -62,7 +63,7 @@ def workspace(parts: Parts, step: StepSpec) -> Workdir:
     work.make()
     for path in (work.ws, work.out, work.checked, work.logs):
         parts.runner.workspace(path)
-    tip = parts.gitgate.tip(step.project, step.branch)
+    tip = step.head or ""
     parts.gitgate.base_bundle(step.project, tip, work.inp / "base.bundle")
     (work.kept / "base").write_text(tip)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
@@ -92,7 +93,7 @@ def reap_older(parts: Parts, step: StepSpec) -> None:
 
 
 def must(result: RunnerResult, what: str) -> None:
-    """Raise `DependencyDown` where one of our own scripts failed in its container."""
+    """Raise `Transient` where one of our own scripts failed in its container."""
     if not result.ok:
         tail = (result.stderr_tail or result.stdout_tail).strip()[-500:]
-        raise DependencyDown(f"{what}: {result.ended}, exit code {result.exit_code}: {tail}")
+        raise Transient(f"{what}: {result.ended}, exit code {result.exit_code}: {tail}")

@@ -8,6 +8,7 @@ from hyperagent_common import db
 from hyperagent_common.errors import BadInput, HyperagentError, Transient
 from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
+from hyperagent_tasks import handover
 from hyperagent_tasks.gitgate import open_source
 from hyperagent_tasks.parts import Parts
 
@@ -20,13 +21,14 @@ def register(parts: Parts, project_id: str) -> None:
     if project is None or project.state == ProjectState.READY:
         return
     try:
-        rid, branch = _register(parts, project)
+        rid, branch, head = _register(parts, project)
     except Transient as error:
         _write(url, project_id, faults=[fault(error)])
         raise
     except HyperagentError as error:
         _write(url, project_id, state=ProjectState.FAILED, faults=[fault(error), *map(_plain, error.faults)])
         return
+    handover.keep_default(parts, project_id, project.name, head)
     _write(
         url,
         project_id,
@@ -38,21 +40,21 @@ def register(parts: Parts, project_id: str) -> None:
     )
 
 
-def _register(parts: Parts, project: Project) -> tuple[str, str]:
+def _register(parts: Parts, project: Project) -> tuple[str, str, str]:
     path = Path(project.source)
     if not path.is_absolute():
         raise BadInput(f"The repository path {project.source} is not absolute.", mend="Give the whole path.")
     info = open_source(path)
     branch = project.default_branch or info.default_branch
     parts.forge.check()
-    parts.gitgate.refresh(project.name, str(path), branch)
+    head = parts.gitgate.refresh(project.name, str(path), branch)
     registered = parts.forge.register(
         parts.gitgate.trusted(project.name),
         name=project.name,
         description=project.description or project.name,
         default_branch=branch,
     )
-    return registered.rid, branch
+    return registered.rid, branch, head
 
 
 def fault(error: HyperagentError) -> dict[str, str]:

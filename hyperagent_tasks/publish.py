@@ -7,8 +7,8 @@ from sqlalchemy import select
 from hyperagent_common import db, events
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
-from hyperagent_common.models import Patch, PatchEvent, StepAttempt
-from hyperagent_tasks import claims
+from hyperagent_common.models import Patch, PatchEvent, StepAttempt, Workflow
+from hyperagent_tasks import claims, handover
 from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.radicle.base import Published, PublishSpec
@@ -19,17 +19,17 @@ KINDS = {"opened": EventKind.PATCH_OPENED, "revised": EventKind.PATCH_REVISED, "
 
 def publish(parts: Parts, step: StepSpec, made: Made) -> Published:
     """Publish the branch up to this step's commit. Raises `PushFailed`, `ForgeRefused`, `LeaseLost`."""
-    heads = parts.gitgate.commits(step.project, step.base or "", step.branch)
-    spec = _intend(parts, step, [info.commit for info in heads])
+    spec = _intend(parts, step)
     published = parts.forge.publish(spec)
     failpoint("after_push")
     _record(parts, step, made, published)
     return published
 
 
-def _intend(parts: Parts, step: StepSpec, heads: list[str]) -> PublishSpec:
+def _intend(parts: Parts, step: StepSpec) -> PublishSpec:
     """Fix the publish time before the first try: with it, opening twice makes the same patch."""
-    with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
+    with claims.fenced(parts.settings.db_url, step.claim, whole=True) as (session, _row):
+        head = session.get_one(Workflow, step.claim.workflow_id).head or ""
         patch = session.scalar(select(Patch).where(Patch.workflow_id == step.claim.workflow_id).with_for_update())
         if patch is None:
             patch = Patch(
@@ -40,21 +40,24 @@ def _intend(parts: Parts, step: StepSpec, heads: list[str]) -> PublishSpec:
                 published_at=db.now(session).replace(microsecond=0),
             )
             session.add(patch)
-        return PublishSpec(
-            repo=parts.gitgate.trusted(step.project),
-            rid=step.rid,
-            branch=step.branch,
-            base=step.base or "",
-            heads=heads,
-            title=step.workflow_title,
-            body=step.workflow_body,
-            published_at=patch.published_at,
-            patch_id=patch.patch_id,
-        )
+        known, published_at = patch.patch_id, patch.published_at
+    handover.fetch(parts, step, step.base or "", head)
+    heads = parts.gitgate.commits(step.project, step.base or "", step.branch, head=head)
+    return PublishSpec(
+        repo=parts.gitgate.trusted(step.project),
+        rid=step.rid,
+        branch=step.branch,
+        base=step.base or "",
+        heads=[info.commit for info in heads],
+        title=step.workflow_title,
+        body=step.workflow_body,
+        published_at=published_at,
+        patch_id=known,
+    )
 
 
 def _record(parts: Parts, step: StepSpec, made: Made, published: Published) -> None:
-    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+    with claims.fenced(parts.settings.db_url, step.claim, whole=True) as (session, row):
         patch = session.scalars(select(Patch).where(Patch.workflow_id == step.claim.workflow_id)).one()
         patch.patch_id, patch.head = published.patch_id, published.head
         moment = db.now(session)

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 from hyperagent_common import events
-from hyperagent_common.errors import AgentFailed, ChecksFailed, IntakeRefused, LeaseLost, RunnerTimeout
+from hyperagent_common.errors import AgentFailed, ChecksFailed, IntakeRefused, LeaseLost, RunnerTimeout, Transient
 from hyperagent_common.events import EventKind
-from hyperagent_common.models import CheckResult, StepAttempt
-from hyperagent_tasks import claims, intake, recording
+from hyperagent_common.models import CheckResult, StepAttempt, Workflow
+from hyperagent_tasks import claims, handover, intake, recording
 from hyperagent_tasks.claims import Lease
 from hyperagent_tasks.coding import Ran
-from hyperagent_tasks.gitgate import Sealed
+from hyperagent_tasks.gitgate import CommitResult, Sealed
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.preparing import SCRIPTS, must, owner
 from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
@@ -23,12 +23,12 @@ from hyperagent_tasks.spec import Made, StepSpec, Workdir
 
 SEAL_SECONDS = 300.0
 UNSEALABLE = 3
+TRIES = 20
 
 
 def made_before(parts: Parts, step: StepSpec) -> Made | None:
-    """The commit an earlier attempt made before its worker died: found by its trailer, never made twice."""
-    commit = parts.gitgate.find_step_commit(step.project, step.branch, step.claim.step_id)
-    return None if commit is None else Made(commit, None, {"resumed": True})
+    """The commit an earlier attempt made before its worker died: the database holds it, it is never made twice."""
+    return None if step.commit is None else Made(step.commit, None, {"resumed": True})
 
 
 def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Sealed:
@@ -42,10 +42,14 @@ def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Sealed:
         raise AgentFailed("The agent said it was done and changed nothing.", mend="Say in the plan what must change.")
     with ThreadPoolExecutor(1, thread_name_prefix="check") as pool:
         checking = pool.submit(_check, parts, step, work, lease)
-        sealed = parts.gitgate.import_seal(
-            step.project, step.claim.attempt_id, work.inp / "base.bundle", bundle, (work.kept / "base").read_text()
-        )
-        checked = checking.result()
+        try:
+            sealed = parts.gitgate.import_seal(
+                step.project, step.claim.attempt_id, work.inp / "base.bundle", bundle, (work.kept / "base").read_text()
+            )
+            checked = checking.result()
+        except BaseException:  # also where this worker is being stopped: the checks end now, not when they please
+            lease.stop()
+            raise
     if lease.lost():
         raise LeaseLost()
     _record_checks(parts, step, work, checked, sealed)
@@ -144,12 +148,26 @@ def _claimed(work: Workdir) -> list[dict[str, Any]]:
 
 
 def commit(parts: Parts, step: StepSpec, ran: Ran, sealed: Sealed) -> Made:
-    """The host makes the commit, with trailers that say what made it; the branch moves once."""
-    with claims.fenced(parts.settings.db_url, step.claim):
-        pass  # who lost the lease commits nothing
-    result = parts.gitgate.commit(
+    """The host makes the commit, with trailers that say what made it, and the branch's head in the database moves to it.
+
+    The move is a compare-and-swap under the fence: who lost the lease, or was overtaken by another step, moves nothing.
+    """
+    head = step.head or ""
+    for _ in range(TRIES):
+        result = _built(parts, step, ran, sealed, head)
+        handover.keep(parts, step, result.commit)
+        now = _moved(parts, step, head, result.commit)
+        handover.fetch(parts, step, step.base or "", now)
+        if now == result.commit:
+            return Made(result.commit, result.tree, _seen(ran, sealed, result.tip_moved))
+        head = now
+    raise Transient(f"The branch {step.branch} kept moving.")
+
+
+def _built(parts: Parts, step: StepSpec, ran: Ran, sealed: Sealed, head: str) -> CommitResult:
+    return parts.gitgate.build(
         step.project,
-        step.branch,
+        head,
         sealed.base,
         sealed.tree,
         message=f"{step.title}\n\n{step.instructions.strip()[:2000]}",
@@ -161,11 +179,18 @@ def commit(parts: Parts, step: StepSpec, ran: Ran, sealed: Sealed) -> Made:
         },
         when=step.claim.claimed_at,
     )
-    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+
+
+def _moved(parts: Parts, step: StepSpec, head: str, commit: str) -> str:
+    """Move the branch from `head` to `commit`; returns where it is, which is elsewhere where another step was quicker."""
+    with claims.fenced(parts.settings.db_url, step.claim, whole=True) as (session, row):
+        workflow = session.get_one(Workflow, step.claim.workflow_id)
+        if workflow.head != head:
+            return workflow.head or ""
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
-        row.commit = result.commit
-        events.record(session, EventKind.COMMITTED, step=row, attempt=attempt, commit=result.commit)
-    return Made(result.commit, result.tree, _seen(ran, sealed, result.tip_moved))
+        workflow.head = row.commit = commit
+        events.record(session, EventKind.COMMITTED, step=row, attempt=attempt, commit=commit)
+    return commit
 
 
 def _seen(ran: Ran, sealed: Sealed, rebased: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class StepSpec:
     """One attempt's work: what to do, on which project and branch, by which agent."""
 
     claim: Claim
+    project_id: str
     project: str
     source: str
     default_branch: str
@@ -34,6 +35,11 @@ class StepSpec:
     provider: str
     model: str
     base: str | None
+    """Where the workflow's branch began; None until its first step fixes it."""
+    head: str | None
+    """Where the workflow's branch is, as the database says."""
+    commit: str | None
+    """This step's commit, where an earlier attempt made it."""
 
     @property
     def attempt_key(self) -> str:
@@ -108,6 +114,7 @@ def read(session: Session, claim: Claim, *, provider: str, model: str) -> StepSp
     chosen = {**project.settings, **task.details}
     return StepSpec(
         claim=claim,
+        project_id=project.id,
         project=project.name,
         source=project.source,
         default_branch=project.default_branch,
@@ -124,6 +131,8 @@ def read(session: Session, claim: Claim, *, provider: str, model: str) -> StepSp
         provider=str(chosen.get("agent_provider", provider)),
         model=str(chosen.get("agent_model", model)),
         base=workflow.base_commit,
+        head=workflow.head,
+        commit=step.commit,
     )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from celery.exceptions import SoftTimeLimitExceeded
+
 from hyperagent_common import db
+from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
 from hyperagent_tasks import claims, coding, preparing, publish, recording, sealing, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
@@ -20,10 +25,18 @@ def run_step(parts: Parts, step_id: str, generation: int) -> str:
 
 def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
     """Run the hops; where they fail, write how the step stands before the error goes on to Celery."""
+    s = parts.settings
     try:
         return carry_out(parts, claim, lease)
+    except SystemExit:  # the worker is drained: another one goes on at once
+        with contextlib.suppress(LeaseLost, DependencyDown):
+            claims.hand_over(s.db_url, parts.app, claim)
+        raise
+    except SoftTimeLimitExceeded as error:
+        late = RunnerTimeout(f"The step did not end within {s.attempt_seconds:.0f} s.")
+        raise claims.fail(s.db_url, parts.app, claim, late) from error
     except Exception as error:
-        raise claims.fail(parts.settings.db_url, parts.app, claim, error) from error
+        raise claims.fail(s.db_url, parts.app, claim, error, patience=s.dependency_patience) from error
     finally:
         recording.clean(parts, claim)
 

@@ -1,9 +1,12 @@
-"""Upkeep (beat): a snapshot, a pure decision, and compare-and-swap writes, so that running it twice does no harm."""
+"""Upkeep (beat): a snapshot, a pure decision, and compare-and-swap writes, so that running it twice does no harm.
+
+The database's part runs as a Celery task on any host; reaping is each host's own and runs with its heartbeat.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -12,10 +15,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, workflows
-from hyperagent_common.errors import HyperagentError
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
+from hyperagent_tasks import claims
+from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -26,112 +30,165 @@ class Action(StrEnum):
     """What a stuck step needs."""
 
     EXPIRE = "expire"
+    TIME_OUT = "time_out"
+    GIVE_UP = "give_up"
     RESEND = "resend"
+
+
+REASONS = {
+    Action.EXPIRE: "The worker {owner} stopped answering.",
+    Action.TIME_OUT: "The worker {owner} held the step longer than any attempt may take.",
+    Action.GIVE_UP: "The worker {owner} stopped answering, and no attempt is left.",
+}
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """What the decision needs to know of a queued or running step."""
+    """What the decision needs to know of a queued or running step; `began` is when its attempt did."""
 
     step_id: str
+    workflow_id: str
     state: StepState
     generation: int
     fence: int
     sent_at: datetime | None
     lease_until: datetime | None
+    began: datetime | None
     attempts: int
+    budget: int
 
 
-def decide(steps: Sequence[Stuck], now: datetime, requeue_after: float, backoff_max: float) -> dict[str, Action]:
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: until a sent message is sent again, what a retry may wait beyond that, how long an attempt may take."""
+
+    requeue_after: float
+    backoff_max: float
+    attempt: float
+
+
+def decide(steps: Sequence[Stuck], now: datetime, limits: Limits) -> dict[str, Action]:
     """Step id to action. A step that failed before may be waiting for Celery's retry, so it gets that much longer."""
-    actions: dict[str, Action] = {}
-    for step in steps:
-        if step.state is StepState.RUNNING and (step.lease_until is None or step.lease_until < now):
-            actions[step.step_id] = Action.EXPIRE
-        elif step.state is StepState.QUEUED:
-            patience = requeue_after + (backoff_max if step.attempts else 0)
-            if step.sent_at is None or step.sent_at + timedelta(seconds=patience) < now:
-                actions[step.step_id] = Action.RESEND
-    return actions
+    found = {step.step_id: _decide(step, now, limits) for step in steps}
+    return {step_id: action for step_id, action in found.items() if action is not None}
+
+
+def _decide(step: Stuck, now: datetime, limits: Limits) -> Action | None:
+    if step.state is StepState.RUNNING:
+        silent = step.lease_until is None or step.lease_until < now
+        late = step.began is not None and step.began + timedelta(seconds=limits.attempt) < now
+        if not silent and not late:
+            return None
+        if step.attempts >= step.budget:
+            return Action.GIVE_UP
+        return Action.EXPIRE if silent else Action.TIME_OUT
+    if step.state is StepState.QUEUED:
+        patience = limits.requeue_after + (limits.backoff_max if step.attempts else 0)
+        if step.sent_at is None or step.sent_at + timedelta(seconds=patience) < now:
+            return Action.RESEND
+    return None
+
+
+def limits_of(parts: Parts) -> Limits:
+    """The limits these settings give."""
+    s = parts.settings
+    return Limits(s.requeue_after, s.retry_backoff_max, s.attempt_seconds + 120)
 
 
 def reconcile(parts: Parts) -> dict[str, int]:
     """Do what is due; returns how much of each was done."""
-    done = {action.value: 0 for action in Action}
+    done = {action.value: 0 for action in Action} | {"advance": 0}
     with db.transaction(parts.settings.db_url, reading=True) as session:
-        stuck, moment = snapshot(session), db.now(session)
-        running = session.scalars(
-            select(Workflow.id).where(Workflow.state == WorkflowState.RUNNING).order_by(Workflow.id).limit(BATCH)
-        ).all()
-    actions = decide(stuck, moment, parts.settings.requeue_after, parts.settings.retry_backoff_max)
+        stuck, moment, idle = snapshot(session), db.now(session), idle_workflows(session)
+    limits = limits_of(parts)
     for step in stuck:
-        if step.step_id in actions and _apply(parts, step, actions[step.step_id]):
-            done[actions[step.step_id].value] += 1
-    for workflow_id in running:
+        action = _decide(step, moment, limits)
+        if action is not None and _apply(parts, step, action, limits):
+            done[action.value] += 1
+    for workflow_id in idle:
         with db.transaction(parts.settings.db_url) as session:
             workflows.advance(session, parts.app, workflow_id)
-    done["reaped"] = _reap(parts)
+        done["advance"] += 1
+    if any(done.values()):
+        log.info("reconciled", extra=done)
     return done
 
 
 def snapshot(session: Session) -> list[Stuck]:
-    """Every step that should be moving."""
-    moving = WorkflowStep.state.in_([StepState.QUEUED, StepState.RUNNING])
-    rows = session.scalars(select(WorkflowStep).where(moving).order_by(WorkflowStep.queued_at).limit(BATCH))
-    return [Stuck(r.id, StepState(r.state), r.generation, r.fence, r.sent_at, r.lease_until, r.attempt_count) for r in rows]
+    """The steps that have waited longest for their message, and those whose lease ends first, of workflows not paused."""
+    began = (
+        select(StepAttempt.started_at)
+        .where(StepAttempt.step_id == WorkflowStep.id, StepAttempt.fence == WorkflowStep.fence)
+        .scalar_subquery()
+    )
+    found = []
+    for state, oldest in ((StepState.RUNNING, WorkflowStep.lease_until), (StepState.QUEUED, WorkflowStep.sent_at)):
+        query = select(WorkflowStep, began).where(WorkflowStep.state == state)
+        if state is StepState.QUEUED:
+            query = query.join(Workflow).where(Workflow.state == WorkflowState.RUNNING)
+        found += [_stuck(row, moment) for row, moment in session.execute(query.order_by(oldest).limit(BATCH))]
+    return found
 
 
-def _apply(parts: Parts, seen: Stuck, action: Action) -> bool:
+def _stuck(r: WorkflowStep, began: datetime | None) -> Stuck:
+    budget = r.max_attempts + r.free_attempts
+    state = StepState(r.state)
+    return Stuck(r.id, r.workflow_id, state, r.generation, r.fence, r.sent_at, r.lease_until, began, r.attempt_count, budget)
+
+
+def idle_workflows(session: Session) -> list[str]:
+    """Running workflows in which no step moves: something should be queued, or they have ended."""
+    moving = select(WorkflowStep.id).where(
+        WorkflowStep.workflow_id == Workflow.id, WorkflowStep.state.in_([StepState.QUEUED, StepState.RUNNING])
+    )
+    query = select(Workflow.id).where(Workflow.state == WorkflowState.RUNNING, ~moving.exists())
+    return list(session.scalars(query.order_by(Workflow.id).limit(BATCH)))
+
+
+def _apply(parts: Parts, seen: Stuck, action: Action, limits: Limits) -> bool:
     """Act on a step that still is as it was seen; False where it moved on."""
     with db.transaction(parts.settings.db_url) as session:
-        same = (
-            WorkflowStep.id == seen.step_id,
-            WorkflowStep.state == seen.state,
-            WorkflowStep.generation == seen.generation,
-            WorkflowStep.fence == seen.fence,
-        )
-        step = session.scalar(select(WorkflowStep).where(*same).with_for_update())
+        workflow = workflows.locked(session, seen.workflow_id)
+        step = next(step for step in workflow.steps if step.id == seen.step_id)
         moment = db.now(session)
-        if step is None or (action is Action.EXPIRE and step.lease_until and step.lease_until >= moment):
+        now = _stuck(step, seen.began)
+        same = (now.state, now.generation, now.fence) == (seen.state, seen.generation, seen.fence)
+        if not same or _decide(now, moment, limits) is not action:
             return False
-        workflow = workflows.locked(session, step.workflow_id)
-        if action is Action.EXPIRE:
-            _expire(session, step, moment)
-        else:
+        if action is Action.GIVE_UP:
+            _give_up(session, parts, step, moment)
+            return True
+        if action is Action.RESEND:
             step.sent_at = moment
             events.record(session, EventKind.STEP_RESENT, step=step, at=moment)
+        else:
+            _expire(session, step, action, moment)
         session.flush()
-        workflows.send(session, parts.app, workflow, step)
+        if workflow.state == WorkflowState.RUNNING:
+            workflows.send(session, parts.app, workflow, step)
     return True
 
 
-def _expire(session: Session, step: WorkflowStep, moment: datetime) -> None:
+def _expire(session: Session, step: WorkflowStep, action: Action, moment: datetime) -> None:
     """The worker that held this step is gone or late: queue it again; its fence keeps the old one from writing."""
-    step.lease_until, step.reason = None, f"The worker {step.lease_owner} stopped answering."
+    step.lease_until, step.reason = None, REASONS[action].format(owner=step.lease_owner)
     running = (StepAttempt.step_id == step.id, StepAttempt.state == AttemptState.RUNNING)
     for attempt in session.scalars(select(StepAttempt).where(*running)):
         attempt.state, attempt.finished_at, attempt.reason = AttemptState.ABANDONED, moment, step.reason
         attempt.error_type = "lease-lost"
     step.fence += 1
-    events.record(session, EventKind.STEP_EXPIRED, step=step, at=moment, worker=step.lease_owner)
+    kind = EventKind.STEP_EXPIRED if action is Action.EXPIRE else EventKind.STEP_TIMED_OUT
+    events.record(session, kind, step=step, at=moment, worker=step.lease_owner)
     workflows.mark_queued(session, step, moment)
 
 
-def _reap(parts: Parts) -> int:
-    """End containers and workspaces on this host that no running attempt owns."""
-    with db.transaction(parts.settings.db_url, reading=True) as session:
-        live = set(session.scalars(select(StepAttempt.id).where(StepAttempt.state == AttemptState.RUNNING)))
-
-    def keep(labels: Mapping[str, str]) -> bool:
-        return labels.get("hyperagent.attempt") in live or labels.get("hyperagent.role") in ("radicle", "probe")
-
-    try:
-        ended = parts.runner.reap(keep)
-        work = parts.settings.home / "work"
-        for path in work.iterdir() if work.is_dir() else []:
-            if path.name not in live:
-                parts.runner.remove_tree(path)
-    except (HyperagentError, OSError) as error:
-        log.warning("reap.failed", extra={"error": str(error)})
-        return 0
-    return len(ended)
+def _give_up(session: Session, parts: Parts, step: WorkflowStep, moment: datetime) -> None:
+    """No attempt is left: a dead letter, and whoever still held the step can write nothing more."""
+    step.fence += 1
+    query = select(StepAttempt).where(StepAttempt.step_id == step.id).order_by(StepAttempt.number.desc()).limit(1)
+    attempt = session.scalars(query).one()
+    claim = Claim(
+        step.id, step.workflow_id, attempt.id, step.key, step.fence, attempt.number, step.max_attempts, attempt.started_at
+    )
+    reason = REASONS[Action.GIVE_UP].format(owner=step.lease_owner)
+    claims.dead_letter(session, parts.app, claim, "lease-lost", reason)

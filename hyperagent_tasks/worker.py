@@ -37,7 +37,7 @@ RETRY: dict[str, Any] = {
 }
 
 
-@app.task(name=queue.RUN_STEP, bind=True, max_retries=SETTINGS.max_attempts + 5, **RETRY)
+@app.task(name=queue.RUN_STEP, bind=True, max_retries=None, **RETRY)  # the row counts attempts, and ends them
 def run_step(task: Task, step_id: str, generation: int) -> None:
     """Carry out one step. A duplicate delivery ends quietly: where the step is done, the chain goes on."""
     try:

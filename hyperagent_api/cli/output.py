@@ -79,6 +79,15 @@ SENTENCES: dict[str, str] = {
     "step.failed": "given up: {reason}",
     "step.expired": "its worker {worker} went silent; queued again",
     "step.resent": "sent again",
+    "step.waiting": "waits for a dependency, at no cost of its attempts: {reason}",
+    "step.timed_out": "its worker {worker} held it too long; queued again",
+    "step.handed_over": "its worker was stopped; queued for another",
+    "step.cancelled": "cancelled",
+    "step.retried": "is retried",
+    "dead_letter.resolved": "dead letter {resolution}",
+    "workflow.paused": "paused {reason}",
+    "workflow.resumed": "resumed",
+    "workflow.cancelled": "cancelled {reason}",
     "workflow.ended": "workflow {state}",
 }
 

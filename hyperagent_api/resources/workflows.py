@@ -51,7 +51,7 @@ class Workflows(MethodView):
     @blueprint.alt_response(422, description="A fault in the query")
     def get(self) -> Any:
         """List workflows, the newest first; `after` (an id) and `limit` page, `project` and `state` filter."""
-        limit, asked = _limit(), flask.request.args
+        limit, asked = page_limit(), flask.request.args
         query = select(Workflow).options(selectinload(Workflow.project)).order_by(Workflow.id.desc())
         if "after" in asked:
             query = query.where(Workflow.id < asked["after"])
@@ -98,7 +98,8 @@ class OneWorkflow(MethodView):
     @blueprint.alt_response(404, description="No such workflow")
     def get(self, workflow_id: str) -> Any:
         """Read a workflow by its id or a unique beginning of it."""
-        return _whole(find(workflow_id))
+        found = _whole(find(workflow_id))
+        return found, 200, {"ETag": f'"{found.version}"'}
 
 
 @blueprint.route("/<workflow_id>/events")
@@ -252,7 +253,8 @@ def _kept(asked: Mapping[str, str]) -> dict[str, Any]:
     return {name: asked[name] for name in ("project", "state") if name in asked}
 
 
-def _limit() -> int:
+def page_limit() -> int:
+    """The query's `limit`. Raises `BadInput`."""
     limit = _number(flask.request.args.get("limit"), "limit")
     if limit is None:
         return PAGE

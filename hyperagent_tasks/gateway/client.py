@@ -67,6 +67,10 @@ class GatewayClient:
         """Put a grant in force; again is no error. Raises `DependencyDown`, `NotReady`."""
         self._ask("POST", "/grants", grant.to_json())
 
+    def grants(self) -> dict[str, str]:
+        """The grants in force: agent run id to attempt id. Raises `DependencyDown`."""
+        return {str(run): str(attempt) for run, attempt in self._ask("GET", "/grants").items()}
+
     def observed(self, agent_run_id: str) -> Observed:
         """What the gateway saw so far. A gateway that knows nothing of it (restarted) saw nothing."""
         return self._observed("GET", agent_run_id)

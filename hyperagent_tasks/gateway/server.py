@@ -64,6 +64,7 @@ class Gateway:
         app.router.add_get("/health", self._health)
         app.router.add_post("/check", self._check)
         app.router.add_post("/grants", self._grant)
+        app.router.add_get("/grants", self._in_force)
         app.router.add_get("/grants/{run}", self._usage)
         app.router.add_delete("/grants/{run}", self._end)
         return app
@@ -218,6 +219,9 @@ class Gateway:
         for key in ended[:-KEEP_ENDED]:
             run = self._by_run.pop(key)
             self._by_token.pop(run.grant.token_sha256, None)
+
+    async def _in_force(self, _request: web.Request) -> web.Response:
+        return web.json_response({key: run.grant.attempt_id for key, run in self._by_run.items() if not run.ended})
 
     async def _usage(self, request: web.Request) -> web.Response:
         run = self._by_run.get(request.match_info["run"])

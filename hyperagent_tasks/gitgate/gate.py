@@ -124,6 +124,10 @@ class GitGate:
         ref = f"refs/heads/{names.branch(branch)}^{{commit}}"
         return git(repo, "rev-parse", "--verify", "-q", ref, ok=(0, 1, 128)).text or None
 
+    def head_of_ref(self, repo: Path, ref: str) -> str | None:
+        """The commit a ref is at, or None."""
+        return git(repo, "rev-parse", "--verify", "-q", f"{ref}^{{commit}}", ok=(0, 1, 128)).text or None
+
     def has(self, repo: Path, commit: str) -> bool:
         """Whether a commit is there."""
         return git(repo, "cat-file", "-e", f"{names.commit(commit)}^{{commit}}", ok=(0, 1, 128)).code == 0
@@ -143,15 +147,51 @@ class GitGate:
                 if self.head_of(repo, branch) is None:
                     move(repo, f"refs/heads/{branch}", names.commit(base), None)
 
-    def base_bundle(self, project: str, commit: str, out: Path) -> None:
-        """Write a bundle that holds `commit` as refs/heads/base."""
+    def base_bundle(self, project: str, commit: str, out: Path, *, without: str | None = None) -> None:
+        """Write a bundle that holds `commit` as refs/heads/base; `without` is a commit its reader has already."""
         repo = self.trusted(project)
+        needs = f"-{names.commit(without)}\n" if without else ""
+        wanted = f"{commit}\n" + (f"^{without}\n" if without else "")
         with out.open("wb") as file:
-            file.write(f"# v2 git bundle\n{names.commit(commit)} refs/heads/base\n\n".encode())
+            file.write(f"# v2 git bundle\n{needs}{names.commit(commit)} refs/heads/base\n\n".encode())
             file.flush()
-            git(repo, "pack-objects", "-q", "--revs", "--stdout", "--delta-base-offset", stdin=f"{commit}\n".encode(),
-                out=file, timeout=FETCH_SECONDS)  # fmt: skip
+            git(repo, "pack-objects", "-q", "--revs", "--stdout", "--delta-base-offset", *(("--thin",) if without else ()),
+                stdin=wanted.encode(), out=file, timeout=FETCH_SECONDS)  # fmt: skip
         out.chmod(0o644)
+
+    def take_bundle(self, project: str, bundle: Path, commit: str) -> None:
+        """Bring in a commit that another host bundled, every object checked. Raises `DependencyDown` where it is not sound."""
+        repo = self.trusted(project)
+        spec = f"+refs/heads/base:refs/taken/{names.commit(commit)}"
+        with self._locked(project):
+            git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle), spec,
+                protocols="file", timeout=FETCH_SECONDS)  # fmt: skip
+        if self.head_of_ref(repo, f"refs/taken/{commit}") != commit:
+            raise DependencyDown(f"The bundle of {commit} holds another commit.", mend="Look at the shared storage.")
+
+    def follow(self, project: str, branch: str, head: str) -> None:
+        """Bring this host's branch to `head`, which the database says it is at; a branch further on is left there."""
+        repo, ref = self.trusted(project), f"refs/heads/{names.branch(branch)}"
+        with self._locked(project):
+            self._unlock_stale(repo)
+            now = self.head_of(repo, branch)
+            ahead = now is not None and git(repo, "merge-base", "--is-ancestor", names.commit(head), now, ok=(0, 1)).code == 0
+            if not ahead and not move(repo, ref, head, now):
+                raise Transient(f"The branch {branch} kept moving.")
+
+    def build(
+        self, project: str, head: str, base: str, tree: str, *, message: str, trailers: Mapping[str, str],
+        when: datetime, author: Person = HOST, committer: Person = HOST,
+    ) -> CommitResult:  # fmt: skip
+        """Make the commit of `tree` (made on `base`) on top of `head`, moving no branch; the same inputs make the same commit.
+
+        What came onto the branch since `base` is merged in first. Raises `MergeConflict`.
+        """
+        repo = self.trusted(project)
+        names.commit(base), names.commit(tree)
+        onto = tree if names.commit(head) == base else self._merged(repo, base, head, tree)
+        made = self._commit_tree(repo, head, onto, message, trailers, _people(author, committer, when))
+        return CommitResult(made, onto, head != base)
 
     def import_seal(
         self, project: str, attempt: str, base_bundle: Path, out_bundle: Path, base: str,
@@ -215,13 +255,14 @@ class GitGate:
                 return info.commit
         return None
 
-    def commits(self, project: str, base: str | None, branch: str) -> list[CommitInfo]:
-        """The commits of a branch since `base` (None: at most the last 1,000), oldest first."""
+    def commits(self, project: str, base: str | None, branch: str, *, head: str | None = None) -> list[CommitInfo]:
+        """The commits of a branch (up to `head`) since `base` (None: at most the last 1,000), oldest first."""
         repo = self.trusted(project)
-        if self.head_of(repo, branch) is None:
+        if head is None and self.head_of(repo, branch) is None:
             return []
+        last = f"refs/heads/{branch}" if head is None else names.commit(head)
         shape = f"%H%x00%P%x00%T%x00%s%x00%(trailers:key={STEP},valueonly,separator=%x2C)%x00%ct"
-        span = [f"refs/heads/{branch}"] + ([f"^{names.commit(base)}"] if base else ["--max-count=1000"])
+        span = [last] + ([f"^{names.commit(base)}"] if base else ["--max-count=1000"])
         said = git(repo, "log", "-z", "--first-parent", f"--format=tformat:{shape}", *span, "--").out.decode("utf-8", "replace")
         found = []
         fields = said.split("\x00")

@@ -277,9 +277,5 @@ class _Parts:
     """Only what the reconciler asks of `Parts`."""
 
     def __init__(self, url: str, app: Celery) -> None:
-        from hyperagent_tasks.runners.fake import FakeRunner
-
-        self.app, self.runner = app, FakeRunner(lambda _spec: None)
-        self.settings = type(
-            "S", (), {"db_url": url, "requeue_after": 60, "retry_backoff_max": 60, "home": Path("/nonexistent")}
-        )()
+        self.app = app
+        self.settings = type("S", (), {"db_url": url, "requeue_after": 60, "retry_backoff_max": 60, "attempt_seconds": 600})()

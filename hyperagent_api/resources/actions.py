@@ -1,0 +1,158 @@
+"""What people ask of workflows: pause, resume, cancel, retry; dead letters: list, replay, discard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flask
+from flask.views import MethodView
+from flask_smorest import Blueprint
+from sqlalchemy import select
+from sqlalchemy.orm import selectinload
+
+from hyperagent_api import bodies
+from hyperagent_api.app import orm
+from hyperagent_api.resources.workflows import find, page_limit
+from hyperagent_api.schemas import DeadLetterSchema, WorkflowListedSchema
+from hyperagent_common import actions, db
+from hyperagent_common.errors import BadInput, Fault
+from hyperagent_common.models import DeadLetter, Workflow, WorkflowStep
+from hyperagent_common.settings import Settings
+from hyperagent_common.states import Action
+
+blueprint = Blueprint("actions", __name__, url_prefix="/api/v1", description="What people ask of workflows")
+MAX_REASON = 2000
+BODY = {
+    "required": False,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "reason": {"type": "string", "maxLength": MAX_REASON},
+                    "version": {"type": "integer", "description": "Refuse where the workflow is at another version"},
+                },
+            }
+        }
+    },
+}
+REFUSED = "The state (named) does not allow it, or the version is stale; nothing changed"
+
+
+def _route(action: Action) -> None:
+    """POST /workflows/<id>/<action>."""
+
+    def post(workflow_id: str) -> Any:
+        asked = _asked()
+        settings: Settings = flask.current_app.extensions["settings"]
+        app = flask.current_app.extensions["queue"]
+        known = find(workflow_id)
+        orm.session.remove()
+        with db.transaction(settings.db_url) as session:
+            actions.take(session, app, known, action, budget=settings.max_attempts, **asked)
+        return _listed(known)
+
+    post.__name__, post.__doc__ = action.value, f"{action.value.capitalize()} a workflow; true when it answers."
+    described = blueprint.doc(requestBody=BODY)(
+        blueprint.response(200, WorkflowListedSchema)(
+            blueprint.alt_response(409, description=REFUSED)(blueprint.alt_response(404, description="No such workflow")(post))
+        )
+    )
+    blueprint.route(f"/workflows/<workflow_id>/{action.value}", methods=["POST"])(described)
+
+
+for each in Action:
+    _route(each)
+
+
+@blueprint.route("/workflows/<workflow_id>/steps/<key>/retry", methods=["POST"])
+@blueprint.doc(requestBody=BODY)
+@blueprint.response(200, WorkflowListedSchema)
+@blueprint.alt_response(404, description="No such workflow or step")
+@blueprint.alt_response(409, description=REFUSED)
+def retry_step(workflow_id: str, key: str) -> Any:
+    """Retry one failed step with a new budget."""
+    asked = _asked()
+    asked.pop("reason")
+    settings: Settings = flask.current_app.extensions["settings"]
+    known = find(workflow_id)
+    orm.session.remove()
+    with db.transaction(settings.db_url) as session:
+        app = flask.current_app.extensions["queue"]
+        actions.retry_step(session, app, known, key, budget=settings.max_attempts, **asked)
+    return _listed(known)
+
+
+@blueprint.route("/dead-letters")
+class DeadLetters(MethodView):
+    """Steps that were given up."""
+
+    @blueprint.response(200, DeadLetterSchema(many=True))
+    def get(self) -> Any:
+        """List dead letters, the newest first; open ones only, unless `resolved=true`; `after` (an id) and `limit` page."""
+        asked = flask.request.args
+        if asked.get("resolved", "false") not in ("true", "false"):
+            raise BadInput("The query is wrong.", faults=[Fault("resolved", "must be true or false")])
+        step = selectinload(DeadLetter.step).selectinload(WorkflowStep.workflow)
+        query = select(DeadLetter).options(step).order_by(DeadLetter.id.desc())
+        if asked.get("resolved") == "true":
+            query = query.where(DeadLetter.resolved_at.is_not(None))
+        else:
+            query = query.where(DeadLetter.resolved_at.is_(None))
+        if "after" in asked:
+            query = query.where(DeadLetter.id < asked["after"])
+        return orm.session.scalars(query.limit(page_limit())).all()
+
+
+@blueprint.route("/dead-letters/<letter_id>/replay", methods=["POST"])
+@blueprint.response(200, DeadLetterSchema)
+@blueprint.alt_response(404, description="No such dead letter")
+@blueprint.alt_response(409, description="It is resolved already, or its workflow does not allow it")
+def replay(letter_id: str) -> Any:
+    """Retry the step of a dead letter with a new budget."""
+    settings: Settings = flask.current_app.extensions["settings"]
+    with db.transaction(settings.db_url) as session:
+        app = flask.current_app.extensions["queue"]
+        actions.replay(session, app, letter_id, budget=settings.max_attempts, by=_by())
+    return orm.session.get(DeadLetter, letter_id)
+
+
+@blueprint.route("/dead-letters/<letter_id>/discard", methods=["POST"])
+@blueprint.response(200, DeadLetterSchema)
+@blueprint.alt_response(404, description="No such dead letter")
+@blueprint.alt_response(409, description="It is resolved already")
+def discard(letter_id: str) -> Any:
+    """Close a dead letter; its step stays failed."""
+    settings: Settings = flask.current_app.extensions["settings"]
+    with db.transaction(settings.db_url) as session:
+        actions.discard(session, letter_id, by=_by())
+    return orm.session.get(DeadLetter, letter_id)
+
+
+def _by() -> str:
+    return flask.request.headers.get("X-Requested-By", "")[:255]
+
+
+def _asked() -> dict[str, Any]:
+    """Reason and version of the body, or of If-Match. Raises `BadInput` naming every fault."""
+    body = bodies.mapping() if flask.request.get_data(cache=True) else {}
+    faults = bodies.unknown(body, ("reason", "version"))
+    reason, version = body.get("reason", ""), body.get("version")
+    if not isinstance(reason, str) or len(reason) > MAX_REASON or not all(c.isprintable() or c in "\n\t" for c in reason):
+        faults.append(Fault("reason", f"must be text of at most {MAX_REASON} characters"))
+    match = flask.request.headers.get("If-Match")
+    if match is not None:
+        plain = match.strip().removeprefix("W/").strip('"')
+        version = int(plain) if plain.isascii() and plain.isdigit() and len(plain) < 10 else match
+    if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
+        faults.append(Fault("version", "must be a whole number"))
+    if faults:
+        raise BadInput("The request is wrong.", faults=faults, mend="Mend each.")
+    return {"reason": reason, "version": version, "by": _by()}
+
+
+def _listed(workflow_id: str) -> Any:
+    query = select(Workflow).where(Workflow.id == workflow_id).options(selectinload(Workflow.project))
+    found = orm.session.scalars(query).one()
+    return found, 200, {"ETag": f'"{found.version}"'}
