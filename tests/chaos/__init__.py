@@ -1,0 +1,1 @@
+"""Chaos: workflows of mixed DAGs while everything around them is killed, stopped, flushed and restarted."""

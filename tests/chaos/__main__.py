@@ -1,0 +1,168 @@
+"""`python -m tests.chaos --steps N --seed S --json`: drive workflows through faults, then judge what is left.
+
+Prints one JSON object last: `steps`, `faults` {kind: count}, `lost`, `duplicated`, `leaked`, `stuck`, `seconds`. Exit code 0
+only where nothing was lost, duplicated, leaked or stuck. `--without-lease`, `--without-fencing` and `--without-reconciler`
+switch one guard off, and the damage shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import func, select
+
+from hyperagent_common import db, plan, queue, settings, workflows
+from hyperagent_common.errors import DependencyDown
+from hyperagent_common.ids import new_id
+from hyperagent_common.models import Project, StepAttempt, Workflow
+from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, ProjectState
+from hyperagent_tasks import example
+from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.projects import register
+from tests.chaos.faults import Faults
+from tests.chaos.judge import Judge
+from tests.chaos.plans import plan as random_plan
+from tests.chaos.rig import LEASE, Rig
+
+GUARDS = ("lease", "fencing", "reconciler")
+AT_ONCE = 24
+PROJECTS = 4
+QUIET_SECONDS = 60.0
+
+
+class Drive:
+    """Submits workflows, does faults, waits for the end."""
+
+    def __init__(self, rig: Rig, *, steps: int, seed: int, every: float, bound: float) -> None:
+        self.rig, self.steps, self.every, self.bound = rig, steps, every, bound
+        self.dice = random.Random(seed)
+        self.loaded = settings.load(rig.env)
+        self.app: Celery = queue.make(self.loaded)
+        self.faults = Faults(rig, self.app, random.Random(seed + 1))
+        self.submitted = 0
+
+    def prepare(self) -> None:
+        """Schema, example repositories, registered projects."""
+        self.rig.start_redis()
+        self.rig.start_database()
+        db.upgrade(self.rig.url)
+        parts = Parts(self.loaded, self.app)
+        for number in range(PROJECTS):
+            source = self.rig.root / f"source{number}"
+            example.make(source)
+            with db.transaction(self.rig.url) as session:
+                row = Project(
+                    id=new_id(), name=f"p{number}", source=str(source), default_branch="", state=ProjectState.REGISTERING,
+                    created_at=db.now(session),
+                )  # fmt: skip
+                session.add(row)
+            register(parts, row.id)
+        self.rig.revive()
+
+    def run(self) -> None:
+        """Until every workflow ended, or the bound is reached."""
+        deadline, fault_at = time.monotonic() + self.bound, time.monotonic() + 1
+        while time.monotonic() < deadline:
+            moving = self._moving()
+            while self.submitted < self.steps and moving < AT_ONCE:
+                self._submit()
+                moving += 1
+            if self.submitted >= self.steps and not moving:
+                break
+            if time.monotonic() > fault_at:
+                self.faults.one()
+                fault_at = time.monotonic() + self.every * (0.5 + self.dice.random())
+            self.faults.wake_stopped()
+            self.rig.revive()
+            time.sleep(0.1)
+        self.faults.settle()
+        self.rig.revive()
+        self._quiet()
+
+    def _moving(self) -> int:
+        for _ in range(100):
+            try:
+                with db.transaction(self.rig.url, reading=True) as session:
+                    live = select(func.count()).select_from(Workflow).where(Workflow.state.not_in(WORKFLOW_ENDED))
+                    return session.scalar(live) or 0
+            except DependencyDown:
+                time.sleep(0.2)
+        raise TimeoutError("the database stays away")
+
+    def _submit(self) -> None:
+        document = random_plan(self.dice, min(9, self.steps - self.submitted))
+        parsed = plan.parse(document)
+        with db.transaction(self.rig.url) as session:
+            project = workflows.project(session, f"p{self.dice.randrange(PROJECTS)}")
+            workflows.submit(session, self.app, project, parsed, max_attempts=100)
+        self.submitted += len(parsed.tasks)
+
+    def _quiet(self) -> None:
+        """Wait until nothing is owned any more: the last zombie fenced off, the reaper round once."""
+        deadline = time.monotonic() + QUIET_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(LEASE / 2)
+            with db.transaction(self.rig.url, reading=True) as session:
+                running = session.scalar(select(func.count()).where(StepAttempt.state == AttemptState.RUNNING)) or 0
+            left = [*(self.rig.home / "work").glob("*"), *(self.rig.home / "run" / "processes").glob("*")]
+            if not running and not left:
+                time.sleep(LEASE)
+                return
+
+
+def chaos(
+    *, steps: int, seed: int, without: Sequence[str] = (), every: float = 1.2, bound: float = 0.0, keep: bool = False
+) -> dict[str, Any]:
+    """One run; its verdict with a few sentences of each damage."""
+    began = time.monotonic()
+    rig = Rig(seed=seed, without=tuple(without), kill=0.006, stop=0.012)
+    drive = Drive(rig, steps=steps, seed=seed, every=every, bound=bound or 120 + steps * 1.5)
+    try:
+        drive.prepare()
+        drive.run()
+        verdict = Judge(rig, skewed=drive.faults.skewed, cancelled=drive.faults.cancelled).judge()
+    except BaseException:
+        print(rig.tail(), file=sys.stderr)
+        raise
+    finally:
+        rig.end()
+        if not keep:
+            shutil.rmtree(rig.root, ignore_errors=True)
+    faults = drive.faults.told()
+    return {
+        "steps": drive.submitted, "seed": seed, "without": list(without), "faults": faults, "faulted": sum(faults.values()),
+        **verdict.counts(), "seconds": round(time.monotonic() - began, 1),
+        "damage": {kind: told[:5] for kind, told in verdict.found.items() if told},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Parse, run, print, exit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="how many steps to submit (default 300)")
+    parser.add_argument("--seed", type=int, default=1, help="any whole number")
+    parser.add_argument("--every", type=float, default=1.2, help="seconds between two faults, on average")
+    parser.add_argument("--bound", type=float, default=0, help="seconds until what has not ended counts as stuck")
+    parser.add_argument("--keep", action="store_true", help="keep the directory, to look into it")
+    parser.add_argument("--json", action="store_true", help="only the JSON object")
+    for guard in GUARDS:
+        parser.add_argument(f"--without-{guard}", action="store_true", help=f"switch the {guard} off: the damage must show")
+    asked = parser.parse_args()
+    os.environ.setdefault("CI", "true")  # a missing part is an error here, never a skip
+    without = [guard for guard in GUARDS if getattr(asked, f"without_{guard}")]
+    result = chaos(steps=asked.steps, seed=asked.seed, without=without, every=asked.every, bound=asked.bound, keep=asked.keep)
+    print(json.dumps(result, indent=None if asked.json else 1))
+    sys.exit(1 if any(result[kind] for kind in ("lost", "duplicated", "leaked", "stuck")) else 0)
+
+
+if __name__ == "__main__":
+    main()
