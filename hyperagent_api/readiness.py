@@ -20,6 +20,11 @@ def live(session: Session, settings: Settings) -> list[Worker]:
     return list(session.scalars(select(Worker).where(Worker.last_seen > since, Worker.stopped_at.is_(None))))
 
 
+def known(session: Session, most: int = 100) -> list[Worker]:
+    """Workers, those heard of last first; one that fell silent stays in the list, so that somebody notices."""
+    return list(session.scalars(select(Worker).order_by(Worker.last_seen.desc()).limit(most)))
+
+
 def require(session: Session, settings: Settings) -> list[str]:
     """Warnings for the submitter. Raises `NotReady` where every live worker says that something is wrong."""
     workers = live(session, settings)

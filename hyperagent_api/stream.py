@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flask
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from hyperagent_common import db, events
 from hyperagent_common.models import RunnerEvent, Workflow
@@ -17,12 +18,32 @@ POLL_SECONDS = 0.4
 PING_SECONDS = 15.0
 LONGEST_SECONDS = 600.0
 BATCH = 200
+STANDING_SECONDS = 2.0
 
 
 def response(chunks: Iterator[str]) -> flask.Response:
     """A stream that no proxy buffers."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return flask.Response(chunks, mimetype="text/event-stream", headers=headers)
+
+
+def health_events(url: str, standing: Callable[[], dict[str, Any]]) -> Iterator[str]:
+    """Every RunnerEvent from now on, and `standing()` every two seconds; ends after ten minutes."""
+    yield "retry: 2000\n\n"
+    began, again = time.monotonic(), 0.0
+    with db.transaction(url, reading=True) as session:
+        after = session.scalar(select(func.max(RunnerEvent.id))) or 0
+    while time.monotonic() - began < LONGEST_SECONDS:
+        if time.monotonic() >= again:
+            again = time.monotonic() + STANDING_SECONDS
+            yield f"event: health\ndata: {json.dumps(standing())}\n\n"
+        with db.transaction(url, reading=True) as session:
+            wanted = select(RunnerEvent).where(RunnerEvent.id > after).order_by(RunnerEvent.id).limit(BATCH)
+            found = [events.view(e) for e in session.scalars(wanted)]
+        for entry in found:
+            after = entry["id"]
+            yield f"id: {after}\nevent: {entry['kind']}\ndata: {json.dumps(entry)}\n\n"
+        time.sleep(0 if len(found) == BATCH else POLL_SECONDS)
 
 
 def workflow_events(url: str, workflow_id: str, after: int) -> Iterator[str]:
