@@ -119,7 +119,7 @@ def _verify(layers: Sequence[Mapping[str, Any]]) -> bool:
     for layer in layers:
         value = layer.get("verify")
         if value is not None and said != "always":
-            said = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+            said = ("on" if value else "off") if isinstance(value, bool) else str(value)
     return said != "off"
 
 

@@ -139,6 +139,7 @@ def summary(workflow: dict[str, Any]) -> str:
     lines += [f"project {workflow['project']}, branch {workflow['branch']}"]
     for step in workflow["steps"]:
         lines.append(f"  {step['state']:9} {step['key']:20} {(step['commit'] or '')[:12]:12} attempts {step['attempt_count']}")
+        lines += [f"            {line}" for attempt in step["attempts"][-1:] for line in said(attempt)]
         if step["reason"] and step["state"] != "done":
             lines += [f"            {line}" for line in step["reason"].splitlines()]
     patch = workflow["patch"]
@@ -146,6 +147,20 @@ def summary(workflow: dict[str, Any]) -> str:
     if workflow["reason"]:
         lines.append(f"reason: {workflow['reason'].splitlines()[0]}")
     return "\n".join(lines)
+
+
+def said(attempt: dict[str, Any]) -> list[str]:
+    """Who worked on an attempt with which model, for how much, and what the verifier said."""
+    verdicts = {verdict["agent_run_id"]: verdict for verdict in attempt["verdicts"]}
+    lines = []
+    for run in attempt["agent_runs"]:
+        cost = "cost unknown" if run["cost_usd"] is None else f"{run['cost_usd']:.4f} USD"
+        tokens = f"{run['input_tokens'] or 0}+{run['output_tokens'] or 0} tokens, {cost}"
+        lines.append(f"round {run['round']} {run['role']}: {run['provider']} {run['model']}, {run['end_reason']}, {tokens}")
+        if verdict := verdicts.get(run["id"]):
+            lines.append(f"  {verdict['decision']}: {' '.join(verdict['summary'].split())[:200]}")
+            lines += [f"  - [{f['severity']}] {f['path'] or ''} {f['message']}" for f in verdict["findings"]]
+    return lines
 
 
 @click.command("list")
