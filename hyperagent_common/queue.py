@@ -23,7 +23,7 @@ CONTROL = "control"
 def make(settings: Settings) -> Celery:
     """The Celery application for these settings; each line that is not a default says why it is there."""
     app = Celery("hyperagent", broker=settings.broker, set_as_current=False)
-    longest = settings.step_timeout + settings.check_timeout + 300
+    longest = attempt_seconds(settings)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],  # a message is data, never code
@@ -52,9 +52,14 @@ def make(settings: Settings) -> Celery:
     return app
 
 
+def attempt_seconds(settings: Settings) -> float:
+    """Longest an attempt may take: every round with its coder, a verifier asked twice, and its checks."""
+    return settings.agent_max_rounds * (2 * settings.step_timeout + settings.check_timeout) + 300
+
+
 def transport_options(settings: Settings) -> dict[str, object]:
     """Options of the broker's transport. The visibility timeout outlasts any step and retry (else it runs twice)."""
-    longest = settings.step_timeout + settings.check_timeout + settings.retry_backoff_max + 360
+    longest = attempt_seconds(settings) + settings.retry_backoff_max + 60
     options: dict[str, object] = {
         "visibility_timeout": max(6 * 3600, 3 * longest),
         "unacked_restore_throttle": 1,  # else a sweep only every 100 s

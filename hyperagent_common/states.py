@@ -19,6 +19,7 @@ class WorkflowState(StrEnum):
     """The life of a workflow."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -151,6 +151,12 @@ def send(session: Session, app: Celery, workflow: Workflow, head: WorkflowStep) 
     db.after_commit(session, lambda: queue.send_segment(app, workflow.id, links))
 
 
+def pause(session: Session, workflow: Workflow, *, reason: str = "", by: str = "") -> None:
+    """Begin nothing new until a person resumes. The workflow must be locked."""
+    if workflow.state == WorkflowState.RUNNING:
+        workflow.state, workflow.reason = WorkflowState.PAUSED, reason or f"Paused by {by}."
+
+
 def queue_following(session: Session, workflow: Workflow, done: WorkflowStep, moment: datetime) -> None:
     """Queue the step that follows `done` in its segment; the chain under way carries its message."""
     following: Sequence[str] = states.segment(views(workflow), done.key)[1:2]

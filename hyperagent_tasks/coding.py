@@ -34,6 +34,7 @@ class Bench:
             ran = conversing.run(self.parts, self.step, turn, self.lease)
             if ran.outcome.ok:
                 return ran
+            spending.left(self.parts, self.step)  # a spent budget asks a person, it is no failure of the agent
             self._used[role] = used = used + 1
             following = fallback.decide(str(ran.outcome.reason), choices, used - 1)
             if isinstance(following, fallback.Stop):

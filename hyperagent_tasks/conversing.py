@@ -13,7 +13,6 @@ from hyperagent_common import db, events
 from hyperagent_common.choices import Choice
 from hyperagent_common.errors import (
     AgentFailed,
-    BudgetSpent,
     Cancelled,
     HyperagentError,
     LeaseLost,
@@ -239,6 +238,4 @@ def failure(reason: EndReason) -> Callable[[str], HyperagentError]:
         return RunnerTimeout
     if reason is EndReason.CANCELLED:
         return Cancelled
-    if reason is EndReason.BUDGET:
-        return BudgetSpent
     return ProviderDown if reason in MAY_PASS else AgentFailed
