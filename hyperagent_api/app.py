@@ -49,10 +49,10 @@ def create_app(settings: Settings, *, celery: Celery | None = None, storage: Sto
 
 
 def _register(app: flask.Flask) -> None:
-    from hyperagent_api.resources import artifacts, health, projects, workflows
+    from hyperagent_api.resources import artifacts, drafts, health, projects, workflows
 
     api = Api(app)
-    for resource in (projects, workflows, artifacts, health):
+    for resource in (projects, drafts, workflows, artifacts, health):
         api.register_blueprint(resource.blueprint)
 
 

@@ -197,6 +197,21 @@ class ProjectSchema(Schema):
     created_at = fields.AwareDateTime()
 
 
+class PlanDraftSchema(Schema):
+    """A plan a planner agent wrote, to look at, edit and submit."""
+
+    id = fields.String()
+    project = fields.Function(lambda row: row.project.name)
+    goal = fields.String()
+    state = fields.String()
+    reason = fields.String(allow_none=True)
+    plan = fields.Dict(attribute="document", allow_none=True)
+    requested_by = fields.String()
+    created_at = fields.AwareDateTime()
+    finished_at = fields.AwareDateTime(allow_none=True)
+    agent_runs = fields.List(fields.Nested(AgentRunSchema))
+
+
 class EventSchema(Schema):
     """A RunnerEvent."""
 

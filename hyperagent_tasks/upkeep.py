@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from hyperagent_common import db, events, workflows
 from hyperagent_common.errors import HyperagentError
 from hyperagent_common.events import EventKind
-from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import PlanDraft, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
 from hyperagent_tasks.parts import Parts
 
@@ -121,6 +121,7 @@ def _reap(parts: Parts) -> int:
     """End containers and workspaces on this host that no running attempt owns."""
     with db.transaction(parts.settings.db_url, reading=True) as session:
         live = set(session.scalars(select(StepAttempt.id).where(StepAttempt.state == AttemptState.RUNNING)))
+        live |= set(session.scalars(select(PlanDraft.id).where(PlanDraft.state == "running")))
 
     def keep(labels: Mapping[str, str]) -> bool:
         return labels.get("hyperagent.attempt") in live or labels.get("hyperagent.role") in ("radicle", "probe")

@@ -95,7 +95,7 @@ def read(text: str, nonce: str) -> Verdict:
     """The one verdict in a verifier's final text. Raises `Malformed`."""
     if len(text) > MAX_TEXT:
         raise Malformed(f"it has {len(text)} characters; at most {MAX_TEXT} are taken")
-    value = _object(text)
+    value = only_object(text)
     error = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(value))
     if error is not None:
         where = ".".join(str(part) for part in error.absolute_path)
@@ -109,7 +109,7 @@ def read(text: str, nonce: str) -> Verdict:
     return Verdict(decision, str(_plain(value["summary"])), findings)
 
 
-def _object(text: str) -> dict[str, Any]:
+def only_object(text: str) -> dict[str, Any]:
     """The JSON object a text consists of, or the only one it holds in a fenced block."""
     whole = _decoded(text.strip())
     if whole is not None:

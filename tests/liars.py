@@ -1,8 +1,8 @@
 """The truth table of a lying agent: `.venv/bin/python -m tests.liars --json`.
 
 Each case is a workflow of one step whose coder and verifier follow a script, in containers, with opencode or its mock. Prints
-a line a case and last one JSON object: `cases`, `false_pass` (committed and must not be), `false_fail`, `wrong`. Exit code 0 only where
-every case ended as it must, for the reason it must.
+a line a case and last one JSON object: `cases`, `false_pass` (committed and must not be), `false_fail`, `wrong`.
+Exit code 0 only where every case ended as it must, for the reason it must.
 """
 
 from __future__ import annotations
