@@ -15,7 +15,7 @@ import pytest
 
 from tests import parts
 from tests.harness import ROOT, Host, plan_of
-from tests.liar_cases import AGAIN, GOOD, YES, coder, says, shell, write
+from tests.liar_cases import AGAIN, GOOD, YES, coder, says, shell, speaks, write
 
 QUOTA = {"status": 402, "message": "insufficient_quota", "turn": 1}
 HALF = {**coder(write("def sub(a, b):\n    return a - b\n", "sub.py")), "faults": [QUOTA]}
@@ -23,6 +23,7 @@ REST = coder(shell("test -f sub.py"), write(GOOD))
 FALLBACK = {"coder": HALF, "coder.2": REST, "verifier": YES}
 CHECK = ["python3 check.py", "test -f sub.py"]
 TIMES = 20
+DRAFT = plan_of([{"id": "mend-add"}, {"id": "add-sub", "depends_on": ["mend-add"]}], checks=["python3 check.py"])
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def host() -> Iterator[Host]:
     scenarios = home / "scenarios"
     scenarios.mkdir(parents=True)
     scripts = {
+        "plan": {"planner": speaks("I would mend it."), "planner.2": speaks(json.dumps(DRAFT))},
         **{f"fall-{n}": FALLBACK for n in range(TIMES)},
         "rounds": {"coder": coder(write(GOOD, "other.py")), "coder.2": coder(write()), "verifier": AGAIN, "verifier.2": YES},
         "noted": {"coder": coder(write()), "verifier": says("approved", "Right.", findings=[{"message": "Terse.", "line": 1}])},
@@ -101,3 +103,19 @@ def test_the_truth_table_of_a_lying_agent_is_right(host: Host) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert told["cases"] >= 22
     assert (told["false_pass"], told["false_fail"]) == (0, 0)
+
+
+def test_a_goal_becomes_a_plan_to_edit_and_submit(host: Host, tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+    host.cli("plan", "example", "Mend the calculator and teach it to subtract.", "-o", str(out))
+    assert host.cli("plan", "check", str(out)).stdout.startswith("ok: 2 planner tasks")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [(["nowhere", "goal"], "no project 'nowhere'"), (["example", " "], "goal"), (["nonsense", "goal"], "no project 'nonsense'")],
+)
+def test_a_draft_that_cannot_be_is_refused_in_a_sentence(host: Host, argv: list[str], told: str) -> None:
+    done = host.cli("plan", *argv, check=False)
+    assert done.returncode != 0
+    assert told in done.stderr
