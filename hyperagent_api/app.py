@@ -49,10 +49,10 @@ def create_app(settings: Settings, *, celery: Celery | None = None, storage: Sto
 
 
 def _register(app: flask.Flask) -> None:
-    from hyperagent_api.resources import actions, artifacts, health, projects, workflows
+    from hyperagent_api.resources import actions, artifacts, drafts, health, projects, workflows
 
     api = Api(app)
-    for resource in (projects, workflows, actions, artifacts, health):
+    for resource in (projects, drafts, workflows, actions, artifacts, health):
         api.register_blueprint(resource.blueprint)
 
 

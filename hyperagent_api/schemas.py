@@ -13,6 +13,7 @@ from hyperagent_common import models
 class CheckResultSchema(Schema):
     """One check of an attempt."""
 
+    round = fields.Integer()
     position = fields.Integer()
     command = fields.String()
     exit_code = fields.Integer(allow_none=True)
@@ -47,6 +48,26 @@ class AgentRunSchema(Schema):
     finished_at = fields.AwareDateTime(allow_none=True)
 
 
+class FindingSchema(Schema):
+    """One thing a verifier found."""
+
+    path = fields.String(allow_none=True)
+    line = fields.Integer(allow_none=True)
+    severity = fields.String()
+    message = fields.String()
+
+
+class VerdictSchema(Schema):
+    """What a verifier said of one round."""
+
+    round = fields.Integer()
+    decision = fields.String()
+    summary = fields.String()
+    findings = fields.List(fields.Nested(FindingSchema))
+    agent_run_id = fields.String()
+    created_at = fields.AwareDateTime()
+
+
 class StepAttemptSchema(Schema):
     """One try of a step."""
 
@@ -64,6 +85,7 @@ class StepAttemptSchema(Schema):
     reason = fields.String(allow_none=True)
     agent_runs = fields.List(fields.Nested(AgentRunSchema))
     checks = fields.List(fields.Nested(CheckResultSchema))
+    verdicts = fields.List(fields.Nested(VerdictSchema))
 
 
 class PlannerTaskSchema(Schema):
@@ -191,6 +213,21 @@ class DeadLetterSchema(Schema):
     created_at = fields.AwareDateTime()
     resolved_at = fields.AwareDateTime(allow_none=True)
     resolution = fields.String(allow_none=True)
+
+
+class PlanDraftSchema(Schema):
+    """A plan a planner agent wrote, to look at, edit and submit."""
+
+    id = fields.String()
+    project = fields.Function(lambda row: row.project.name)
+    goal = fields.String()
+    state = fields.String()
+    reason = fields.String(allow_none=True)
+    plan = fields.Dict(attribute="document", allow_none=True)
+    requested_by = fields.String()
+    created_at = fields.AwareDateTime()
+    finished_at = fields.AwareDateTime(allow_none=True)
+    agent_runs = fields.List(fields.Nested(AgentRunSchema))
 
 
 class EventSchema(Schema):

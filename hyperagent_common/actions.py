@@ -38,7 +38,7 @@ def take(
     if workflow.state not in ALLOWED[action]:
         raise Conflict(f"The workflow is {workflow.state}; {action} is not possible.", mend=_instead(action))
     if action is Action.PAUSE:
-        pause(session, workflow, reason=reason, by=by)
+        workflows.pause(session, workflow, reason=reason, by=by)
     elif action is Action.RESUME:
         _resume(session, app, workflow, by)
     elif action is Action.CANCEL:
@@ -102,21 +102,9 @@ def _instead(action: Action) -> str:
     return f"It is taken where the workflow is {allowed}."
 
 
-def pause(session: Session, workflow: Workflow, *, reason: str = "", by: str = "") -> None:
-    """Begin nothing new; what runs goes on to its end. The workflow must be locked; a paused one stays as it is."""
-    if workflow.state == WorkflowState.RUNNING:
-        moment = db.now(session)
-        _move(workflow, WorkflowState.PAUSED, reason or "Paused" + (f" by {by}." if by else "."))
-        events.record(session, EventKind.WORKFLOW_PAUSED, workflow_id=workflow.id, at=moment, by=by, reason=reason)
-
-
-def _move(workflow: Workflow, state: WorkflowState, reason: str | None) -> None:
-    workflow.state, workflow.reason, workflow.version = state, reason, workflow.version + 1
-
-
 def _resume(session: Session, app: Celery, workflow: Workflow, by: str) -> None:
     moment = db.now(session)
-    _move(workflow, WorkflowState.RUNNING, None)
+    workflows.move(workflow, WorkflowState.RUNNING, None)
     events.record(session, EventKind.WORKFLOW_RESUMED, workflow_id=workflow.id, at=moment, by=by)
     for step in workflow.steps:  # their messages may have come and gone while nothing could be claimed
         if step.state == StepState.QUEUED:
@@ -132,7 +120,7 @@ def _cancel(session: Session, workflow: Workflow, by: str, reason: str) -> None:
     for step in workflow.steps:
         if step.state not in STEP_ENDED:
             _cancel_step(session, step, moment, told)
-    _move(workflow, WorkflowState.CANCELLED, told)
+    workflows.move(workflow, WorkflowState.CANCELLED, told)
     workflow.finished_at = moment
     events.record(session, EventKind.WORKFLOW_CANCELLED, workflow_id=workflow.id, at=moment, by=by, reason=reason)
     events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=workflow.id, at=moment, state=str(workflow.state))
@@ -156,7 +144,7 @@ def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[Workf
         step.state, step.reason, step.finished_at, step.blocked_since = StepState.PENDING, None, None, None
         events.record(session, EventKind.STEP_RETRIED, step=step, at=moment, by=by)
     if workflow.state == WorkflowState.FAILED:
-        _move(workflow, WorkflowState.RUNNING, None)
+        workflows.move(workflow, WorkflowState.RUNNING, None)
         workflow.finished_at = None
     session.flush()
     workflows.advance(session, app, workflow.id)

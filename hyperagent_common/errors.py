@@ -13,11 +13,14 @@ HyperagentError
 │   │   └── NotFound           the thing asked for does not exist
 │   ├── AgentFailed            the agent ended without doing its work
 │   ├── ChecksFailed           the project's own checks refuse the agent's work
+│   ├── WorkRejected           the verifier refuses the coder's work, or said nothing that can be believed
+│   ├── RoundsSpent            the last round ended without an approval
 │   ├── IntakeRefused          what came out of the sandbox breaks the tree policy or a limit
 │   ├── ForgeRefused           the forge will never take this (not registered, wrong key, rejected)
 │   └── NotReady               a part that is needed is missing on this host
 └── Refused                    policy, approval, cancelled, lost lease: ends quietly in a state, no alarm
     ├── LeaseLost              somebody else holds the step now
+    ├── BudgetSpent            a budget is used up: the workflow pauses and asks
     ├── Conflict               the thing is in a state that does not allow this
     └── Cancelled              a person asked to stop
 
@@ -147,6 +150,18 @@ class ChecksFailed(Permanent):
     type = "checks-failed"
 
 
+class WorkRejected(Permanent):
+    """The verifier refuses the coder's work."""
+
+    type = "work-rejected"
+
+
+class RoundsSpent(Permanent):
+    """The last round ended without an approval."""
+
+    type = "rounds-spent"
+
+
 class IntakeRefused(Permanent):
     """What came out of the sandbox breaks the tree policy or a limit."""
 
@@ -177,6 +192,16 @@ class LeaseLost(Refused):
     """Somebody else holds this step now; nothing was written."""
 
     type = "lease-lost"
+
+
+class BudgetSpent(Refused):
+    """A budget is used up."""
+
+    type = "budget-spent"
+
+    def __init__(self, message: str = "", *, scope: str = "step", **rest: object) -> None:
+        self.scope = scope
+        super().__init__(message, **rest)  # type: ignore[arg-type]
 
 
 class Conflict(Refused):

@@ -217,7 +217,8 @@ class StepAttempt(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     step: Mapped[WorkflowStep] = relationship(back_populates="attempts")
     agent_runs: Mapped[list[AgentRun]] = relationship(order_by="AgentRun.id")
-    checks: Mapped[list[CheckResult]] = relationship(order_by="CheckResult.position")
+    checks: Mapped[list[CheckResult]] = relationship(order_by="(CheckResult.round, CheckResult.position)")
+    verdicts: Mapped[list[Verdict]] = relationship(order_by="Verdict.id")
 
 
 class AgentRun(Base):
@@ -225,7 +226,8 @@ class AgentRun(Base):
 
     __tablename__ = "agent_run"
     id: Mapped[str] = _pk()
-    attempt_id: Mapped[str] = _fk("step_attempt.id")
+    attempt_id: Mapped[str | None] = _fk("step_attempt.id", nullable=True)
+    draft_id: Mapped[str | None] = _fk("plan_draft.id", nullable=True)
     role: Mapped[str] = mapped_column(String(16))
     round: Mapped[int] = mapped_column(default=1)
     provider: Mapped[str] = mapped_column(String(32))
@@ -248,13 +250,45 @@ class AgentRun(Base):
     finished_at: Mapped[datetime | None]
 
 
-class CheckResult(Base):
-    """One check command run in a fresh container on the sealed commit."""
+class Verdict(Base):
+    """What a verifier's run said of one round: `approved`, `changes_requested` or `rejected`, with its findings."""
 
-    __tablename__ = "check_result"
-    __table_args__ = (UniqueConstraint("attempt_id", "position"),)
+    __tablename__ = "verdict"
     id: Mapped[str] = _pk()
     attempt_id: Mapped[str] = _fk("step_attempt.id")
+    agent_run_id: Mapped[str] = _fk("agent_run.id")
+    round: Mapped[int]
+    decision: Mapped[str] = mapped_column(String(32))
+    summary: Mapped[str] = mapped_column(Text)
+    findings: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    created_at: Mapped[datetime]
+
+
+class PlanDraft(Base):
+    """A plan a planner agent wrote for a goal, to look at, edit and submit: `queued`, `running`, `done` or `failed`."""
+
+    __tablename__ = "plan_draft"
+    id: Mapped[str] = _pk()
+    project_id: Mapped[str] = _fk("project.id")
+    goal: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16), default="queued")
+    reason: Mapped[str | None] = mapped_column(Text)
+    document: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    requested_by: Mapped[str] = mapped_column(String(255), default="")
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    project: Mapped[Project] = relationship()
+    agent_runs: Mapped[list[AgentRun]] = relationship(order_by="AgentRun.id")
+
+
+class CheckResult(Base):
+    """One check command run in a fresh container on one round's sealed commit."""
+
+    __tablename__ = "check_result"
+    __table_args__ = (UniqueConstraint("attempt_id", "round", "position"),)
+    id: Mapped[str] = _pk()
+    attempt_id: Mapped[str] = _fk("step_attempt.id")
+    round: Mapped[int] = mapped_column(default=1)
     position: Mapped[int]
     command: Mapped[str] = mapped_column(Text)
     exit_code: Mapped[int | None]

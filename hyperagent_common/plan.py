@@ -1,7 +1,8 @@
 """A plan document becomes a Plan, or one answer naming every fault: pure, standard library only but for the errors.
 
 The document: `kind` (`hyperagent/plan`), `title`, optional `description`, and `tasks`, each with `id`, `title`,
-`instructions`, and optionally `agent_type`, `depends_on`, `checks`, `metadata`.
+`instructions`, and optionally `agent_type`, `depends_on`, `checks`, `metadata`. `settings` (and a task's `metadata`)
+may hold choices such as `agent_model`, see `choices.KEYS`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hyperagent_common import states
+from hyperagent_common import choices, states
 from hyperagent_common.errors import BadInput, Fault
 
 KIND = "hyperagent/plan"
@@ -48,10 +49,13 @@ class Plan:
     tasks: Sequence[PlannedTask]
     kind: str = KIND
     description: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The plan as JSON values, defaults filled in."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.settings:
+            del document["settings"]  # as plans were before they could have any
         return document
 
     def digest(self) -> str:
@@ -105,18 +109,30 @@ def parse(document: object) -> Plan:
     faults: list[Fault] = []
     if not isinstance(document, Mapping):
         raise BadInput("The plan is wrong.", faults=[Fault("plan", "must be a mapping with kind, title and tasks")])
-    reader = _Reader(faults, "", document, ("kind", "title", "description", "tasks"))
+    reader = _Reader(faults, "", document, ("kind", "title", "description", "settings", "tasks"))
     if document.get("kind") != KIND:
         reader.fault("kind", f"must be {KIND}")
     title = reader.text("title", MAX_TITLE)
     description = reader.text("description", MAX_TEXT, required=False)
+    chosen = _settings(document.get("settings", {}), faults)
     tasks = _tasks(document.get("tasks"), faults)
     _references(tasks, faults)
     if faults:
         raise BadInput("The plan is wrong.", faults=faults, mend="Mend every field named and submit again.")
     by_id = {task.id: task for task in tasks}
     ordered = states.order({task.id: task.depends_on for task in tasks})
-    return Plan(title, tuple(by_id[key] for key in ordered), KIND, description)
+    return Plan(title, tuple(by_id[key] for key in ordered), KIND, description, chosen)
+
+
+def _settings(value: object, faults: list[Fault]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or _size(value) > MAX_METADATA:
+        faults.append(Fault("settings", f"must be a mapping of at most {MAX_METADATA} bytes as JSON"))
+        return {}
+    known = [key for key in choices.KEYS if key != "prompts"]
+    told = f"unknown field; known are {', '.join(known)}"
+    faults += [Fault(f"settings.{key}", told) for key in value if key not in choices.KEYS]
+    faults += choices.faults(value, "settings.", verify=("on", "off"))
+    return value
 
 
 def _tasks(value: object, faults: list[Fault]) -> list[PlannedTask]:
@@ -144,6 +160,8 @@ def _task(entry: object, path: str, faults: list[Fault]) -> PlannedTask:
     metadata = entry.get("metadata", {})
     if not isinstance(metadata, Mapping) or _size(metadata) > MAX_METADATA:
         reader.fault("metadata", f"must be a mapping of at most {MAX_METADATA} bytes as JSON")
+    else:
+        faults += choices.faults(metadata, f"{path}.metadata.", verify=("on", "off"))
     return PlannedTask(
         key,
         reader.text("title", MAX_TITLE),

@@ -16,6 +16,7 @@ RUN_STEP = "hyperagent.run_step"
 ADVANCE = "hyperagent.advance"
 RECONCILE = "hyperagent.reconcile"
 REGISTER = "hyperagent.register_project"
+DRAFT = "hyperagent.draft_plan"
 STEPS = "steps"
 CONTROL = "control"
 

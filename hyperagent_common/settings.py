@@ -16,7 +16,7 @@ from typing import Any
 
 from marshmallow import ValidationError
 
-from hyperagent_common import settings_schema
+from hyperagent_common import choices, settings_schema
 from hyperagent_common.errors import BadSettings, Fault
 
 PREFIX = "HYPERAGENT_"
@@ -62,7 +62,14 @@ class Settings:
     agent_model: str = setting(
         "replay/demo", "Model as `provider/model`, provider being one of `providers`.", env="WORKFLOW_AGENT_MODEL"
     )
-    agent_max_rounds: int = setting(1, "Most rounds of coder and verifier in one attempt.", env="WORKFLOW_AGENT_MAX_ROUNDS")
+    agent_max_rounds: int = setting(3, "Most rounds of coder and verifier in one attempt.", env="WORKFLOW_AGENT_MAX_ROUNDS")
+    agent_fallback: list[str] = setting([], "Agents that go on where one fails, in order, each `CLI:provider/model`.")
+    verifier_provider: str = setting("", "Agent CLI of the verifier; empty: the coder's.")
+    verifier_model: str = setting("", "Model of the verifier; empty: the coder's.")
+    planner_provider: str = setting("", "Agent CLI of the planner; empty: the coder's.")
+    planner_model: str = setting("", "Model of the planner; empty: the coder's.")
+    verify: str = setting("on", "Verifier: `always`, `on` (a project, plan or planner task may say no) or `off` (may say yes).")
+    budgets: dict[str, Any] = setting({}, "Limits of agent runs by scope: `step`, `workflow`, `project`; see agents.md.")
     agent_max_requests: int = setting(200, "Most model requests of one agent run.")
     providers: dict[str, Any] = setting({}, "Model providers: `[providers.NAME]` with `kind`, `base_url`, `api_key`.")
     scenario_dirs: list[str] = setting([], "Directories with scenarios of the replay provider, besides the bundled.")
@@ -132,6 +139,10 @@ class Settings:
     def rad_home(self) -> Path:
         """RAD_HOME of this host."""
         return Path(self.radicle_home) if self.radicle_home else self.home / "radicle"
+
+    def choices(self) -> dict[str, Any]:
+        """The deployment's choices, the outermost layer."""
+        return {key: getattr(self, key) for key in choices.KEYS if key != "prompts"}
 
     def shown(self) -> dict[str, Any]:
         """Every field by name, secrets as `***`: safe to print."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
+from hyperagent_common import choices
 from hyperagent_common.errors import Fault
 
 
@@ -34,6 +35,22 @@ def _choice(*names: str) -> fields.String:
     return fields.String(validate=validate.OneOf(names))
 
 
+def _model() -> fields.String:
+    return fields.String(validate=validate.Regexp(r"^([^/\s]+/\S+)?$", error="must read provider/model"))
+
+
+def _fallback(value: str) -> None:
+    found = choices.faults({"agent_fallback": [value]}, "")
+    if found:
+        raise ValidationError("must read CLI:provider/model")
+
+
+def _budgets(value: Any) -> None:
+    told = choices.budgets_fault(value)
+    if told:
+        raise ValidationError(told)
+
+
 SCHEMA = Schema.from_dict(
     {
         "home": fields.String(validate=validate.Length(min=1)),
@@ -50,6 +67,13 @@ SCHEMA = Schema.from_dict(
         "agent_provider": _choice("auto", "opencode", "mock", "null"),
         "agent_model": fields.String(validate=validate.Regexp(r"^[^/\s]+/\S+$", error="must read provider/model")),
         "agent_max_rounds": _count(1, 50),
+        "agent_fallback": fields.List(fields.String(validate=_fallback)),
+        "verifier_provider": fields.String(),
+        "verifier_model": _model(),
+        "planner_provider": fields.String(),
+        "planner_model": _model(),
+        "verify": _choice(*choices.VERIFY),
+        "budgets": fields.Dict(validate=_budgets),
         "agent_max_requests": _count(1, 100_000),
         "providers": fields.Dict(keys=fields.String(), values=fields.Nested(ProviderSchema)),
         "scenario_dirs": fields.List(fields.String()),

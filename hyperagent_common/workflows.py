@@ -173,3 +173,16 @@ def _settle(session: Session, workflow: Workflow, moment: datetime) -> None:
     failed = next((s for s in workflow.steps if s.state == StepState.FAILED), None)
     workflow.reason = f"Step {failed.key} failed: {failed.reason}" if failed else None
     events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=workflow.id, at=moment, state=str(state))
+
+
+def pause(session: Session, workflow: Workflow, *, reason: str = "", by: str = "") -> None:
+    """Begin nothing new; what runs goes on to its end. The workflow must be locked; one that does not run stays as it is."""
+    if workflow.state == WorkflowState.RUNNING:
+        moment = db.now(session)
+        move(workflow, WorkflowState.PAUSED, reason or "Paused" + (f" by {by}." if by else "."))
+        events.record(session, EventKind.WORKFLOW_PAUSED, workflow_id=workflow.id, at=moment, by=by, reason=reason)
+
+
+def move(workflow: Workflow, state: WorkflowState, reason: str | None) -> None:
+    """Bring the workflow into a state, under a new version."""
+    workflow.state, workflow.reason, workflow.version = state, reason, workflow.version + 1

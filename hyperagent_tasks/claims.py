@@ -19,7 +19,7 @@ from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, workflows
-from hyperagent_common.errors import DependencyDown, HyperagentError, LeaseLost, Permanent, Transient
+from hyperagent_common.errors import BudgetSpent, DependencyDown, HyperagentError, LeaseLost, Permanent, Transient
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
@@ -252,6 +252,19 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
             workflows.send(session, app, workflow, step)
 
 
+def hold(url: str, claim: Claim, error: BudgetSpent) -> None:
+    """A budget is spent: the step is queued again at no cost of its attempts, and the workflow pauses and asks."""
+    with fenced(url, claim, whole=True) as (session, step):
+        workflow = session.get_one(Workflow, claim.workflow_id)
+        moment = db.now(session)
+        step.state, step.queued_at, step.lease_until, step.reason = StepState.QUEUED, moment, None, error.sentence
+        step.free_attempts += 1
+        attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
+        said = {"scope": error.scope, "reason": error.message}
+        events.record(session, EventKind.BUDGET_SPENT, step=step, attempt=attempt, at=moment, **said)
+        workflows.pause(session, workflow, reason=error.sentence, by="budget")
+
+
 def give_up(url: str, app: Celery, claim: Claim, error: HyperagentError) -> None:
     """The step cannot succeed: a dead letter with its reason, and the workflow learns of it."""
     with fenced(url, claim, whole=True) as (session, _step):
@@ -305,6 +318,8 @@ def fail(url: str, app: Celery, claim: Claim, error: BaseException, *, patience:
     try:
         if isinstance(error, LeaseLost):
             _abandon(url, claim)
+        elif isinstance(error, BudgetSpent):
+            hold(url, claim, error)
         elif isinstance(error, Transient):
             release(url, claim, error)
         elif isinstance(error, HyperagentError):

@@ -1,216 +1,66 @@
-"""Hop run: the coder's conversation in an agent container, watched, metered at the gateway, kept whatever its end."""
+"""Agents of a role tried in order: where one fails by quota, outage or crash, the next goes on with the work so far."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import BinaryIO, Literal
+from pathlib import Path
 
-from hyperagent_common import db, events
-from hyperagent_common.errors import AgentFailed, Cancelled, HyperagentError, LeaseLost, ProviderDown, RunnerTimeout
+from hyperagent_common import events
 from hyperagent_common.events import EventKind
-from hyperagent_common.ids import new_id
-from hyperagent_common.models import AgentRun, StepAttempt
-from hyperagent_tasks import claims, recording
-from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentTask, EndReason, StreamParser
+from hyperagent_common.models import StepAttempt
+from hyperagent_tasks import claims, conversing, fallback, prompts, spending
+from hyperagent_tasks.agents.base import AgentRole
 from hyperagent_tasks.claims import Lease
-from hyperagent_tasks.gateway.client import Grant, Observed, new_token
-from hyperagent_tasks.live import LiveLog
+from hyperagent_tasks.conversing import Ran, Turn
 from hyperagent_tasks.parts import Parts
-from hyperagent_tasks.preparing import owner
-from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
-from hyperagent_tasks.spec import StepSpec, Workdir
+from hyperagent_tasks.spec import Place, StepSpec, Workdir
 
-SEEN = {
-    "auth": EndReason.AUTH,
-    "quota": EndReason.QUOTA,
-    "rate_limit": EndReason.RATE_LIMIT,
-    "server": EndReason.PROVIDER,
-    "transport": EndReason.PROVIDER,
-    "context": EndReason.CONTEXT,
-    "model_not_found": EndReason.MODEL_NOT_FOUND,
-    "budget": EndReason.BUDGET,
-}
-MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
+TOOK_OVER = "Another agent began this and could not go on. Its work so far is in the files; look at it first, then go on."
 
 
-@dataclass(frozen=True)
-class Ran:
-    """An agent run that ended well."""
+class Bench:
+    """Who may run for one attempt of a step, and how many runs of each role there were."""
 
-    agent_run_id: str
-    agent: str
-    cli_version: str | None
-    outcome: AgentOutcome
-    observed: Observed
-    result: RunnerResult
+    def __init__(self, parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> None:
+        self.parts, self.step, self.work, self.lease = parts, step, work, lease
+        self._runs: dict[str, int] = {}
+        self._used: dict[str, int] = {}
 
+    def ask(self, role: AgentRole, number: int, prompt: str, ws: Path) -> Ran:
+        """One answer of a role, by the first agent that can give it. Raises the last agent's failure."""
+        choices = self.step.choices.of(role)
+        used = self._used.setdefault(role, 1)
+        while True:
+            turn = self._turn(role, number, prompt, ws, used)
+            ran = conversing.run(self.parts, self.step, turn, self.lease)
+            if ran.outcome.ok:
+                return ran
+            spending.left(self.parts, self.step)  # a spent budget asks a person, it is no failure of the agent
+            self._used[role] = used = used + 1
+            following = fallback.decide(str(ran.outcome.reason), choices, used - 1)
+            if isinstance(following, fallback.Stop):
+                told = f"The {role} {ran.agent} did not do its work: {ran.outcome.sentence}"
+                raise conversing.failure(ran.outcome.reason)(told)
+            self._record(role, number, following)
+            prompt = prompt if prompt.startswith(TOOK_OVER) or role != "coder" else f"{TOOK_OVER}\n\n{prompt}"
 
-class Tee:
-    """The runner's sink: raw output to files, parsed events to the live log."""
+    def _turn(self, role: AgentRole, number: int, prompt: str, ws: Path, used: int) -> Turn:
+        self._runs[role] = run = self._runs.get(role, 0) + 1
+        name = f"{role}-{run}"
+        place = Place(self.work.root / "runs" / name, "" if name == "coder-1" else f"{name}/")
+        choice = self.step.choices.of(role)[used - 1]
+        digest = prompts.persona(role, self.step.choices.prompts).digest
+        return Turn(role, number, run, choice, prompt, digest, ws, place, spending.left(self.parts, self.step))
 
-    def __init__(self, parser: StreamParser, live: LiveLog, stdout: BinaryIO, stderr: BinaryIO) -> None:
-        self._parser, self._live, self._files = parser, live, {"stdout": stdout, "stderr": stderr}
-
-    def __call__(self, stream: Literal["stdout", "stderr"], data: bytes, /) -> None:
-        self._files[stream].write(data)
-        if stream == "stdout":
-            for event in self._parser.feed(data):
-                self._live.write(event)
-
-
-def run(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Ran:
-    """Run the coder; its log is kept in any case. Raises `AgentFailed`, `ProviderDown`, `RunnerTimeout`, `LeaseLost`."""
-    agent = parts.agent(step.provider)
-    run_id = _open(parts, step, agent)
-    try:
-        ran = _converse(parts, step, work, lease, agent, run_id)
-    finally:
-        recording.keep_logs(parts, step, work)
-    _judge(ran, lease)
-    return ran
-
-
-def _open(parts: Parts, step: StepSpec, agent: Agent) -> str:
-    run_id = new_id()
-    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
-        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
-        moment = db.now(session)
-        session.add(
-            AgentRun(
-                id=run_id,
-                attempt_id=attempt.id,
-                role="coder",
-                provider=agent.name,
-                model=step.model,
-                log_key=f"{step.attempt_key}/agent-stream.jsonl",
-                started_at=moment,
-            )
-        )
-        said = {"agent": agent.name, "model": step.model, "sandbox": parts.runner.name}
-        events.record(session, EventKind.AGENT_STARTED, step=row, attempt=attempt, at=moment, **said)
-    return run_id
+    def _record(self, role: str, number: int, following: fallback.Next) -> None:
+        with claims.fenced(self.parts.settings.db_url, self.step.claim) as (session, row):
+            attempt = session.get_one(StepAttempt, self.step.claim.attempt_id)
+            said = {"role": role, "round": number, "why": following.why}
+            said |= {"agent": following.choice.provider, "model": following.choice.model}
+            events.record(session, EventKind.AGENT_FALLBACK, step=row, attempt=attempt, **said)
 
 
-def _converse(parts: Parts, step: StepSpec, work: Workdir, lease: Lease, agent: Agent, run_id: str) -> Ran:
-    token = new_token()
-    grant = _grant(parts, step, work, run_id, token)
-    base_url = parts.gateway.base_url(sandbox=parts.runner.name)
-    task = AgentTask(
-        title=step.title,
-        prompt=step.prompt(),
-        model=step.model,
-        base_url=f"{base_url}/t/{token}/v1",
-        token=token,
-    )
-    parser = agent.parser()
-    live = LiveLog(parts.settings.broker, step.claim.attempt_id)
-    parts.gateway.open(grant)
-    try:
-        with (work.kept / "agent-stream.jsonl").open("wb") as out, (work.kept / "agent-stderr.txt").open("wb") as err:
-            result = parts.runner.run(
-                _run_spec(parts, step, work, agent, task), sink=Tee(parser, live, out, err), cancelled=lease.lost
-            )
-    finally:
-        observed = parts.gateway.close(run_id)
-        live.close()
-    outcome = seen_by_gateway(parser.outcome(result), observed)
-    version = parts.agent_version(agent)
-    _close(parts, step, run_id, outcome, observed, result, version)
-    return Ran(run_id, agent.name, version, outcome, observed, result)
-
-
-def _grant(parts: Parts, step: StepSpec, work: Workdir, run_id: str, token: str) -> Grant:
-    provider, _, model = step.model.partition("/")
-    return Grant(
-        agent_run_id=run_id,
-        attempt_id=step.claim.attempt_id,
-        token_sha256=hashlib.sha256(token.encode()).hexdigest(),
-        step_key=step.claim.key,
-        role="coder",
-        provider=provider,
-        model=model,
-        max_requests=parts.settings.agent_max_requests,
-        expires_at=datetime.now(UTC) + timedelta(seconds=parts.settings.step_timeout + 60),
-        log_path=str(work.kept / "gateway.jsonl"),
-    )
-
-
-def _run_spec(parts: Parts, step: StepSpec, work: Workdir, agent: Agent, task: AgentTask) -> RunSpec:
-    command = agent.command(task)
-    files = work.inp / "prompt"
-    files.mkdir()
-    files.chmod(0o755)
-    for name, data in command.files.items():
-        (files / name).write_bytes(data)
-        (files / name).chmod(0o644)
-    timeout = parts.settings.step_timeout
-    return RunSpec(
-        role="agent",
-        argv=command.argv,
-        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
-        owner=owner(parts, step, timeout),
-        mounts=[
-            Mount(work.ws, "/workspace", read_only=False),
-            Mount(work.inp, "/in"),
-            Mount(work.logs, "/logs", read_only=False),
-        ],
-        timeout=timeout,
-        gateway_socket=parts.gateway.data_socket,
-    )
-
-
-def _close(
-    parts: Parts,
-    step: StepSpec,
-    run_id: str,
-    outcome: AgentOutcome,
-    observed: Observed,
-    result: RunnerResult,
-    version: str | None,
-) -> None:
-    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
-        run = session.get_one(AgentRun, run_id)
-        run.end_reason, run.sentence, run.session_id = outcome.reason, outcome.sentence, outcome.session_id
-        run.exit_code, run.container_id, run.image_id = result.exit_code, result.container_id, result.image_id
-        run.input_tokens, run.output_tokens, run.cached_tokens = observed.input, observed.output, observed.cached
-        run.requests, run.cost_usd, run.cli_version = observed.requests, observed.cost, version
-        run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
-        run.finished_at = result.finished_at
-        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
-        said = {
-            "reason": str(outcome.reason),
-            "requests": observed.requests,
-            "tokens": observed.input + observed.output,
-        }
-        took = (result.finished_at - result.started_at).total_seconds()
-        events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)
-
-
-def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
-    """A failed outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words."""
-    reason = SEEN.get(observed.last_failure or "")
-    if outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
-        return outcome
-    told = str(observed.failures[-1]["message"])[:300]
-    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}")
-
-
-def _judge(ran: Ran, lease: Lease) -> None:
-    """An agent's end as our error, or nothing where it ended well."""
-    if lease.lost():
-        raise LeaseLost()
-    if ran.outcome.ok:
-        return
-    raise failure(ran.outcome.reason)(f"The agent {ran.agent} did not do its work: {ran.outcome.sentence}")
-
-
-def failure(reason: EndReason) -> Callable[[str], HyperagentError]:
-    """The class of error an end reason stands for."""
-    if reason is EndReason.TIMED_OUT:
-        return RunnerTimeout
-    if reason is EndReason.CANCELLED:
-        return Cancelled
-    return ProviderDown if reason in MAY_PASS else AgentFailed
+def prompt(step: StepSpec, feedback: str) -> str:
+    """What the coder is told: its persona, the task, and what was said of its last round."""
+    persona = prompts.persona("coder", step.choices.prompts)
+    again = f"## What was said of your work so far\n\nIt is in the files. Go on with it.\n\n{feedback}" if feedback else ""
+    return "\n\n".join(filter(None, [persona.text, step.prompt(), again, persona.answer()]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from hyperagent_common.errors import ForgeRefused, NotReady, Transient
 from hyperagent_common.models import StepAttempt, Workflow
@@ -22,10 +23,11 @@ def decide(parts: Parts, step: StepSpec) -> None:
     parts.forge.check()
     if not step.rid:
         raise ForgeRefused(f"The project {step.project} is not registered on the forge.", mend="Register it again.")
-    provider, _, _model = step.model.partition("/")
-    fault = parts.gateway.fault(provider, step.model)
-    if fault:
-        raise NotReady(fault)
+    for choice in step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else []):
+        parts.agent(choice.provider)
+        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model)
+        if fault:
+            raise NotReady(fault)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
         attempt.sandbox, attempt.forge = parts.runner.name, parts.forge.name
@@ -52,7 +54,7 @@ def owner(parts: Parts, step: StepSpec, seconds: float) -> Owner:
         step_id=step.claim.step_id,
         attempt_id=step.claim.attempt_id,
         fence=step.claim.fence,
-        deadline=step.claim.claimed_at + timedelta(seconds=seconds + 60),
+        deadline=datetime.now(UTC) + timedelta(seconds=seconds + 60),
     )
 
 
@@ -61,25 +63,49 @@ def workspace(parts: Parts, step: StepSpec) -> Workdir:
     reap_older(parts, step)
     work = Workdir(parts.settings.home / "work" / step.claim.attempt_id)
     work.make()
-    for path in (work.ws, work.out, work.checked, work.logs):
-        parts.runner.workspace(path)
+    parts.runner.workspace(work.ws)
     tip = step.head or ""
     parts.gitgate.base_bundle(step.project, tip, work.inp / "base.bundle")
     (work.kept / "base").write_text(tip)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
         session.get_one(StepAttempt, step.claim.attempt_id).base_commit = tip
+    materialise(parts, owner(parts, step, MATERIALISE_SECONDS), work.ws, work.inp)
+    return work
+
+
+def round_of(parts: Parts, work: Workdir, number: int) -> Workdir:
+    """The same workspace with places of its own for what this round's sealer and checks leave."""
+    mine = replace(work, round=number)
+    for path in (mine.out, mine.checked):
+        path.mkdir(mode=0o700)
+        parts.runner.workspace(path)
+    return mine
+
+
+def clone(parts: Parts, step: StepSpec, commit: str, root: Path) -> Path:
+    """A fresh clone of `commit` below `root`, for a verifier to read."""
+    ws, inp = root / "ws", root / "base"
+    for path in (ws, inp):
+        path.mkdir(parents=True, mode=0o755)
+    parts.runner.workspace(ws)
+    parts.gitgate.base_bundle(step.project, commit, inp / "base.bundle")
+    materialise(parts, owner(parts, step, MATERIALISE_SECONDS), ws, inp)
+    return ws
+
+
+def materialise(parts: Parts, whose: Owner, ws: Path, inp: Path) -> None:
+    """Fill the empty workspace `ws` from `inp`/base.bundle, in a container of its own."""
     result = parts.runner.run(
         RunSpec(
             role="materialise",
             argv=[f"{SCRIPTS}/materialise.sh"],
-            owner=owner(parts, step, MATERIALISE_SECONDS),
-            mounts=[Mount(work.ws, "/workspace", read_only=False), Mount(work.inp, "/in")],
+            owner=whose,
+            mounts=[Mount(ws, "/workspace", read_only=False), Mount(inp, "/in")],
             env={"WORKSPACE": "/workspace", "IN": "/in"},
             timeout=MATERIALISE_SECONDS,
         )
     )
     must(result, "The workspace could not be made")
-    return work
 
 
 def reap_older(parts: Parts, step: StepSpec) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
-from hyperagent_common.models import StepAttempt
+from hyperagent_common.models import PlanDraft, StepAttempt
 from hyperagent_common.states import AttemptState
 from hyperagent_tasks.parts import Parts
 
@@ -24,8 +24,9 @@ def reap(parts: Parts) -> dict[str, int]:
 
     A thing is seen first and its attempt asked for afterwards: an attempt's row is there before anything it owns.
     """
-    done = {"containers": 0, "workspaces": 0, "grants": 0}
-    for name, part in (("containers", _containers), ("workspaces", _workspaces), ("grants", _grants)):
+    kinds = {"containers": _containers, "workspaces": _workspaces, "refs": _refs, "grants": _grants}
+    done = dict.fromkeys(kinds, 0)
+    for name, part in kinds.items():
         try:
             done[name] = part(parts)
         except (HyperagentError, OSError) as error:
@@ -36,12 +37,13 @@ def reap(parts: Parts) -> dict[str, int]:
 
 
 def owned(parts: Parts) -> Callable[[str], bool]:
-    """Whether an attempt runs, asked anew for each."""
+    """Whether an attempt (or a planner's draft) runs, asked anew for each."""
 
     def ask(attempt_id: str) -> bool:
         running = (StepAttempt.id == attempt_id, StepAttempt.state == AttemptState.RUNNING)
         with db.transaction(parts.settings.db_url, reading=True) as session:
-            return session.scalar(select(StepAttempt.id).where(*running)) is not None
+            draft = select(PlanDraft.id).where(PlanDraft.id == attempt_id, PlanDraft.state == "running")
+            return session.scalar(select(StepAttempt.id).where(*running)) is not None or session.scalar(draft) is not None
 
     return ask
 
@@ -61,9 +63,16 @@ def _workspaces(parts: Parts) -> int:
     for path in list(work.iterdir()) if work.is_dir() else []:
         if not path.name.startswith(".") and not runs(path.name):
             parts.runner.remove_tree(path)
-            parts.gitgate.drop(path.name)
             ended += 1
     return ended
+
+
+def _refs(parts: Parts) -> int:
+    runs = owned(parts)
+    left = [attempt for attempt in parts.gitgate.quarantined() if not runs(attempt)]
+    for attempt in left:
+        parts.gitgate.drop(attempt)
+    return len(left)
 
 
 def _grants(parts: Parts) -> int:

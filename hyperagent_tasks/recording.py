@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,31 +21,33 @@ from hyperagent_tasks import claims, intake
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.radicle.base import Published
-from hyperagent_tasks.spec import Made, StepSpec, Workdir
+from hyperagent_tasks.spec import Made, Place, StepSpec, Workdir
 
 log = logging.getLogger(__name__)
 OBSERVED, CLAIMED = "observed", "claimed"
 MEDIA = {".jsonl": "application/jsonl", ".json": "application/json", ".txt": "text/plain", ".log": "text/plain"}
 
 
-def keep_logs(parts: Parts, step: StepSpec, work: Workdir) -> None:
-    """Store what the agent and the gateway said, and the files the agent left as logs."""
+def keep_logs(parts: Parts, step: StepSpec, place: Place, ws: Path | None) -> None:
+    """Store what the agent and the gateway said, and the files the agent left as logs, also in the workspace `ws`."""
     kept = [("agent-stream.jsonl", CLAIMED), ("agent-stderr.txt", CLAIMED), ("gateway.jsonl", OBSERVED)]
     for name, trust in kept:
-        _keep_file(parts, step, work.kept / name, name, trust)
-    for source, prefix in ((work.logs, ""), (work.ws, ".hyperagent/workflow-logs")):
-        taken = work.kept / ("logs" if not prefix else "workspace-logs")
+        _keep_file(parts, step, place.kept / name, f"{place.prefix}{name}", trust)
+    sources = [(place.logs, "")] + ([(ws, ".hyperagent/workflow-logs")] if ws else [])
+    for source, prefix in sources:
+        taken = place.kept / ("logs" if not prefix else "workspace-logs")
         report = intake.take(source, taken, under=prefix)
         for name in report.names:
-            _keep_file(parts, step, taken / name, f"workflow-logs/{name}", CLAIMED)
+            _keep_file(parts, step, taken / name, f"{place.prefix}workflow-logs/{name}", CLAIMED)
         if report.refused:
             text = json.dumps([{"name": r.name, "reason": r.reason} for r in report.refused]).encode()
-            _keep(parts, step, f"intake-refused{'-ws' if prefix else ''}.json", text, OBSERVED)
+            _keep(parts, step, f"{place.prefix}intake-refused{'-ws' if prefix else ''}.json", text, OBSERVED)
 
 
 def keep_checks(parts: Parts, step: StepSpec, work: Workdir) -> None:
     """Store what the checks printed."""
-    _keep_file(parts, step, work.kept / "checks.txt", "checks.txt", OBSERVED)
+    name = "checks.txt" if work.round == 1 else f"round-{work.round}/checks.txt"
+    _keep_file(parts, step, work.kept / Path(name).name, name, OBSERVED)
 
 
 def _keep_file(parts: Parts, step: StepSpec, path: Path, name: str, trust: str) -> None:
@@ -77,8 +80,8 @@ def _keep(parts: Parts, step: StepSpec, name: str, data: bytes, trust: str) -> S
 def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -> None:
     """Store the sealed bundle, the checks' output and the statement of what produced this commit."""
     work = Workdir(parts.settings.home / "work" / step.claim.attempt_id)
-    keep_checks(parts, step, work)
-    _keep_file(parts, step, work.out / "out.bundle", "sealed.bundle", CLAIMED)
+    last = max((int(p.name.rpartition("-")[2]) for p in work.root.glob("out-*")), default=1)
+    _keep_file(parts, step, replace(work, round=last).out / "out.bundle", "sealed.bundle", CLAIMED)
     with db.transaction(parts.settings.db_url, reading=True) as session:
         rows = session.scalars(select(Artifact).where(Artifact.attempt_id == step.claim.attempt_id)).all()
         moment = db.now(session)
@@ -106,6 +109,7 @@ def _facts(parts: Parts, step: StepSpec, made: Made, published: Published, kept:
             "model": step.model,
             "promptDigest": hashlib.sha256(step.prompt().encode()).hexdigest(),
             "checks": list(step.checks),
+            "verify": step.choices.verify,
             "requestedBy": step.requested_by,
         },
         internal={"sandbox": parts.runner.name, "forge": parts.forge.name, "fence": claim.fence},

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hyperagent_common import events
-from hyperagent_common.errors import AgentFailed, ChecksFailed, IntakeRefused, LeaseLost, RunnerTimeout, Transient
+from hyperagent_common.errors import AgentFailed, IntakeRefused, LeaseLost, RunnerTimeout, Transient
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import CheckResult, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, intake, recording
 from hyperagent_tasks.claims import Lease
-from hyperagent_tasks.coding import Ran
+from hyperagent_tasks.conversing import Ran
 from hyperagent_tasks.gitgate import CommitResult, Sealed
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.preparing import SCRIPTS, must, owner
 from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
 from hyperagent_tasks.spec import Made, StepSpec, Workdir
+from hyperagent_tasks.verdict import Verdict
 
 SEAL_SECONDS = 300.0
 UNSEALABLE = 3
@@ -31,7 +32,29 @@ def made_before(parts: Parts, step: StepSpec) -> Made | None:
     return None if step.commit is None else Made(step.commit, None, {"resumed": True})
 
 
-def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Sealed:
+@dataclass(frozen=True)
+class Examined:
+    """A round's sealed work and what the checks said of it."""
+
+    sealed: Sealed
+    checks: Sequence[Mapping[str, Any]]
+    passed: bool
+
+    @property
+    def failed(self) -> list[str]:
+        """The commands that refuse the work."""
+        return [] if self.passed else [c["command"] for c in self.checks if not c["passed"]] or ["the checks"]
+
+    def words(self) -> str:
+        """The checks for an agent to read; what they printed is what the coder's program printed."""
+        lines = []
+        for check in self.checks:
+            lines += [f"$ {check['command']}", f"({'passed' if check['passed'] else 'FAILED'}, exit code {check['exit_code']})"]
+            lines += [check["output_tail"]] if check["output_tail"] else []
+        return "\n".join(lines)
+
+
+def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Examined:
     """Seal the workspace, import the result through quarantine, and run the checks on it meanwhile."""
     ended = parts.runner.run(_seal_spec(parts, step, work), cancelled=lease.lost)
     if ended.exit_code == UNSEALABLE:
@@ -52,8 +75,7 @@ def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Sealed:
             raise
     if lease.lost():
         raise LeaseLost()
-    _record_checks(parts, step, work, checked, sealed)
-    return sealed
+    return _record_checks(parts, step, work, checked, sealed)
 
 
 def _seal_spec(parts: Parts, step: StepSpec, work: Workdir) -> RunSpec:
@@ -92,23 +114,21 @@ def _check(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> RunnerR
         )
 
 
-def _record_checks(parts: Parts, step: StepSpec, work: Workdir, checked: RunnerResult | None, sealed: Sealed) -> None:
+def _record_checks(parts: Parts, step: StepSpec, work: Workdir, checked: RunnerResult | None, sealed: Sealed) -> Examined:
     rows = _results(work, step.checks, checked)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
-        session.add_all(CheckResult(attempt_id=attempt.id, **values) for values in rows)
+        session.add_all(CheckResult(attempt_id=attempt.id, round=work.round, **values) for values in rows)
         changed = {"files": len(sealed.changed_files), "insertions": sealed.insertions, "deletions": sealed.deletions}
         events.record(session, EventKind.SEALED, step=row, attempt=attempt, **changed)
         if checked is not None:
             took = (checked.finished_at - checked.started_at).total_seconds()
             events.record(session, EventKind.CHECKED, step=row, attempt=attempt, latency=took, passed=checked.ok)
-    if checked is None or checked.ok:
-        return
-    recording.keep_checks(parts, step, work)
-    if checked.ended == "timeout":
+    if checked is not None:
+        recording.keep_checks(parts, step, work)
+    if checked is not None and checked.ended == "timeout":
         raise RunnerTimeout(f"The checks did not end within {parts.settings.check_timeout:.0f} s.")
-    failed = [values["command"] for values in rows if not values["passed"]] or list(step.checks)
-    raise ChecksFailed(f"The checks refuse the agent's work: {'; '.join(failed)}")
+    return Examined(sealed, rows, checked is None or checked.ok)
 
 
 def _results(work: Workdir, commands: Sequence[str], checked: RunnerResult | None) -> list[dict[str, Any]]:
@@ -147,19 +167,19 @@ def _claimed(work: Workdir) -> list[dict[str, Any]]:
     return found
 
 
-def commit(parts: Parts, step: StepSpec, ran: Ran, sealed: Sealed) -> Made:
+def commit(parts: Parts, step: StepSpec, approved: Approved) -> Made:
     """The host makes the commit, with trailers that say what made it, and the branch's head in the database moves to it.
 
     The move is a compare-and-swap under the fence: who lost the lease, or was overtaken by another step, moves nothing.
     """
     head = step.head or ""
     for _ in range(TRIES):
-        result = _built(parts, step, ran, sealed, head)
+        result = _built(parts, step, approved.ran, approved.examined.sealed, head)
         handover.keep(parts, step, result.commit)
         now = _moved(parts, step, head, result.commit)
         handover.fetch(parts, step, step.base or "", now)
         if now == result.commit:
-            return Made(result.commit, result.tree, _seen(ran, sealed, result.tip_moved))
+            return Made(result.commit, result.tree, _seen(approved, result.tip_moved))
         head = now
     raise Transient(f"The branch {step.branch} kept moving.")
 
@@ -175,7 +195,7 @@ def _built(parts: Parts, step: StepSpec, ran: Ran, sealed: Sealed, head: str) ->
             "Hyperagent-Workflow": step.claim.workflow_id,
             "Hyperagent-Step": step.claim.step_id,
             "Hyperagent-Attempt": step.claim.attempt_id,
-            "Assisted-by": f"{ran.agent}:{step.model}",
+            "Assisted-by": f"{ran.agent}:{ran.model}",
         },
         when=step.claim.claimed_at,
     )
@@ -193,11 +213,39 @@ def _moved(parts: Parts, step: StepSpec, head: str, commit: str) -> str:
     return commit
 
 
-def _seen(ran: Ran, sealed: Sealed, rebased: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Approved:
+    """Work that may be committed: the coder's last run, what was sealed, and the verifier's run and verdict, if any."""
+
+    ran: Ran
+    examined: Examined
+    round: int
+    verdict: Verdict | None = None
+    verifier: Ran | None = None
+
+
+def _verified(approved: Approved) -> dict[str, Any]:
+    if approved.verdict is None or approved.verifier is None:
+        return {"verified": False, "round": approved.round}
+    verdict, ran = approved.verdict, approved.verifier
+    return {
+        "verified": True,
+        "round": approved.round,
+        "decision": str(verdict.decision),
+        "summary": verdict.summary,
+        "findings": verdict.document(),
+        "verifier": {"name": ran.agent, "version": ran.cli_version, "model": ran.model, "promptDigest": ran.persona},
+    }
+
+
+def _seen(approved: Approved, rebased: bool) -> dict[str, Any]:
     """What this side saw of the run, as JSON values; what the CLI only said stands under `claimed`."""
+    ran, sealed = approved.ran, approved.examined.sealed
     observed, result = ran.observed, ran.result
     return {
-        "agent": {"name": ran.agent, "version": ran.cli_version, "session": ran.outcome.session_id},
+        "agent": {"name": ran.agent, "version": ran.cli_version, "session": ran.outcome.session_id, "model": ran.model},
+        "persona": ran.persona,
+        "verdict": _verified(approved),
         "image": result.image_id,
         "container": result.container_id,
         "exitCode": result.exit_code,

@@ -9,7 +9,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from hyperagent_common import choices
+from hyperagent_common.choices import Choices
 from hyperagent_common.models import Workflow, WorkflowStep
+from hyperagent_common.settings import Settings
 from hyperagent_tasks.claims import Claim
 
 
@@ -32,8 +35,7 @@ class StepSpec:
     instructions: str
     checks: Sequence[str]
     details: Mapping[str, Any]
-    provider: str
-    model: str
+    choices: Choices
     base: str | None
     """Where the workflow's branch began; None until its first step fixes it."""
     head: str | None
@@ -46,8 +48,18 @@ class StepSpec:
         """Prefix of everything this attempt stores."""
         return f"workflows/{self.claim.workflow_id}/{self.claim.key}/{self.claim.attempt_id}"
 
+    @property
+    def provider(self) -> str:
+        """The coder's agent CLI."""
+        return self.choices.coder.provider
+
+    @property
+    def model(self) -> str:
+        """The coder's model."""
+        return self.choices.coder.model
+
     def prompt(self) -> str:
-        """What the coder is told."""
+        """The task as coder and verifier are told it."""
         checks = "\n".join(f"  $ {command}" for command in self.checks)
         tail = f"\n\nThese checks are run on your work afterwards and must pass:\n{checks}" if self.checks else ""
         return f"# {self.title}\n\n{self.instructions}{tail}"
@@ -55,9 +67,10 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class Workdir:
-    """Directories of one attempt on this host: `ws` the workspace, `inp` read-only input, `out`, `logs`."""
+    """Directories of one attempt on this host: `ws` the workspace, `inp` read-only input; `out` and `checked` per round."""
 
     root: Path
+    round: int = 1
 
     @property
     def ws(self) -> Path:
@@ -72,17 +85,12 @@ class Workdir:
     @property
     def out(self) -> Path:
         """Mounted at /out in the sealer, read-only in the check container."""
-        return self.root / "out"
+        return self.root / f"out-{self.round}"
 
     @property
     def checked(self) -> Path:
         """Mounted at /out in the check container."""
-        return self.root / "checked"
-
-    @property
-    def logs(self) -> Path:
-        """Mounted at /logs: the agent's structured logs."""
-        return self.root / "logs"
+        return self.root / f"checked-{self.round}"
 
     @property
     def kept(self) -> Path:
@@ -92,9 +100,38 @@ class Workdir:
     def make(self) -> None:
         """Make the directories; an attempt's id is new, so nothing of another is there."""
         self.root.mkdir(parents=True, mode=0o700)
-        for path in (self.ws, self.inp, self.out, self.checked, self.logs, self.kept):
+        for path in (self.ws, self.inp, self.kept):
             path.mkdir(parents=True, mode=0o700)
         self.inp.chmod(0o755)  # the sandbox's user reads it; what shuts others out is the directory above
+
+
+@dataclass(frozen=True)
+class Place:
+    """Directories of one agent run: `inp` is mounted read-only at /in, `logs` at /logs; `kept` is never mounted."""
+
+    root: Path
+    prefix: str
+
+    @property
+    def inp(self) -> Path:
+        """Mounted read-only at /in."""
+        return self.root / "in"
+
+    @property
+    def logs(self) -> Path:
+        """Mounted at /logs: the agent's structured logs."""
+        return self.root / "logs"
+
+    @property
+    def kept(self) -> Path:
+        """What this side writes itself."""
+        return self.root / "kept"
+
+    def make(self) -> None:
+        """Make the directories."""
+        for path in (self.inp, self.logs, self.kept):
+            path.mkdir(parents=True, mode=0o700)
+        self.inp.chmod(0o755)
 
 
 @dataclass(frozen=True)
@@ -106,12 +143,11 @@ class Made:
     seen: Mapping[str, Any]
 
 
-def read(session: Session, claim: Claim, *, provider: str, model: str) -> StepSpec:
-    """The spec of a claimed step; `provider` and `model` are the deployment's, overridden by project and task."""
+def read(session: Session, claim: Claim, settings: Settings) -> StepSpec:
+    """The spec of a claimed step; the deployment's choices are overridden by project, plan and task, in that order."""
     step = session.get_one(WorkflowStep, claim.step_id)
     workflow = session.get_one(Workflow, claim.workflow_id)
     task, project, plan = step.planner_task, workflow.project, workflow.plan
-    chosen = {**project.settings, **task.details}
     return StepSpec(
         claim=claim,
         project_id=project.id,
@@ -128,8 +164,7 @@ def read(session: Session, claim: Claim, *, provider: str, model: str) -> StepSp
         instructions=task.instructions,
         checks=tuple(task.checks) or tuple(project.settings.get("checks", ())),
         details=task.details,
-        provider=str(chosen.get("agent_provider", provider)),
-        model=str(chosen.get("agent_model", model)),
+        choices=choices.settle(settings.choices(), project.settings, plan.document.get("settings", {}), task.details),
         base=workflow.base_commit,
         head=workflow.head,
         commit=step.commit,

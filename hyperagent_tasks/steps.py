@@ -1,4 +1,4 @@
-"""The whole life of a step: claim, decide, prepare, run, seal, check, commit, publish, record, advance."""
+"""The whole life of a step: claim, decide, prepare, rounds until approved, commit, publish, record, advance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from hyperagent_common import db
 from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
-from hyperagent_tasks import claims, coding, preparing, publish, recording, sealing, spec
+from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.parts import Parts
@@ -44,17 +44,14 @@ def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
 def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
     """The hops, one after the other; each leaves its trace before the next begins. Returns the commit."""
     with db.transaction(parts.settings.db_url, reading=True) as session:
-        step = spec.read(session, claim, provider=parts.settings.agent_provider, model=parts.settings.agent_model)
+        step = spec.read(session, claim, parts.settings)
     preparing.decide(parts, step)
     step = preparing.branch(parts, step)
     made = sealing.made_before(parts, step)
     if made is None:
         work = preparing.workspace(parts, step)
-        ran = coding.run(parts, step, work, lease)
-        failpoint("after_agent")
-        sealed = sealing.seal(parts, step, work, lease)
-        failpoint("after_seal")
-        made = sealing.commit(parts, step, ran, sealed)
+        approved = rounds.until_approved(parts, step, work, lease)
+        made = sealing.commit(parts, step, approved)
         failpoint("after_commit")
     published = publish.publish(parts, step, made)
     failpoint("after_publish")

@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 
 from hyperagent_common import db, queue, settings, telemetry, workflows
 from hyperagent_common.errors import BadSettings, Transient
-from hyperagent_tasks import heartbeat, projects, steps, upkeep
+from hyperagent_tasks import heartbeat, planning, projects, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
 
@@ -59,6 +59,12 @@ def advance(task: Task, workflow_id: str) -> None:
 def register_project(task: Task, project_id: str) -> None:
     """Register a project."""
     projects.register(PARTS, project_id)
+
+
+@app.task(name=queue.DRAFT)
+def draft_plan(draft_id: str) -> None:
+    """Let a planner agent write a plan."""
+    planning.draft(PARTS, draft_id)
 
 
 @app.task(name=queue.RECONCILE, bind=True)

@@ -56,6 +56,7 @@ class Host:
             "HYPERAGENT_RETRY_BACKOFF_MAX": 4,
             "HYPERAGENT_REQUEUE_AFTER": 10,
             "HYPERAGENT_RADICLE_LISTEN": "0.0.0.0:8776",
+            **({"HYPERAGENT_VERIFY": "off", "WORKFLOW_AGENT_MAX_ROUNDS": 1} if agent == "null" else {}),
             **settings,
         }
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("HYPERAGENT_", "WORKFLOW_AGENT_"))}

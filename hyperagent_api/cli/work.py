@@ -7,15 +7,17 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
+import yaml
 
 from hyperagent_api import bodies
 from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, sentence, words
 from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
-from hyperagent_common.errors import BadInput, Fault
+from hyperagent_common.errors import BadInput, DependencyDown, Fault
 
 MAX_PLAN = 64 << 20
 
@@ -81,9 +83,45 @@ def project_show(name: str, as_json: bool) -> None:
     emit(row) if as_json else click.echo("\n".join(f"{key:15} {value}" for key, value in row.items()))
 
 
-@click.group()
+class _Plan(click.Group):
+    """`hyperagent plan PROJECT GOAL` is short for `hyperagent plan draft PROJECT GOAL`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The named command, or `draft` where the first word names none."""
+        short = args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None
+        return super().resolve_command(ctx, ["draft", *args] if short else args)
+
+
+@click.group(cls=_Plan)
 def plan() -> None:
-    """Look at plans before they run."""
+    """Draft a plan from a goal, or look at one before it runs."""
+
+
+@plan.command("draft")
+@click.argument("project_name", metavar="PROJECT")
+@click.argument("goal")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan here; default: stdout.")
+@click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds to wait for the planner.")
+@json_option
+@guarded
+def plan_draft(project_name: str, goal: str, output: Path | None, timeout: float, as_json: bool) -> None:
+    """Let the planner agent write a plan for GOAL, to edit and submit with `hyperagent run`."""
+    client, deadline = api(), time.monotonic() + timeout
+    made = client.post(f"/api/v1/projects/{quote(project_name, safe='')}/drafts", {"goal": goal})
+    words(f"draft {made['id']}: the planner is at work")
+    while made["state"] in ("queued", "running"):
+        if time.monotonic() > deadline:
+            raise DependencyDown(f"The draft {made['id']} is still {made['state']}.", mend="Is a worker running?")
+        time.sleep(0.5)
+        made = client.get(f"/api/v1/drafts/{made['id']}")
+    if made["state"] != "done":
+        raise BadInput(made["reason"] or "The planner wrote no plan.")
+    text = json.dumps(made) if as_json else yaml.safe_dump(made["plan"], sort_keys=False, allow_unicode=True, width=100)
+    if output is None:
+        click.echo(text.rstrip())
+    else:
+        output.write_text(text)
+        words(f"{output}: edit it, then: hyperagent run {output} --project {project_name}")
 
 
 @plan.command("check")
@@ -139,6 +177,7 @@ def summary(workflow: dict[str, Any]) -> str:
     lines += [f"project {workflow['project']}, branch {workflow['branch']}"]
     for step in workflow["steps"]:
         lines.append(f"  {step['state']:9} {step['key']:20} {(step['commit'] or '')[:12]:12} attempts {step['attempt_count']}")
+        lines += [f"            {line}" for attempt in step["attempts"][-1:] for line in said(attempt)]
         if step["reason"] and step["state"] != "done":
             lines += [f"            {line}" for line in step["reason"].splitlines()]
     patch = workflow["patch"]
@@ -146,6 +185,20 @@ def summary(workflow: dict[str, Any]) -> str:
     if workflow["reason"]:
         lines.append(f"reason: {workflow['reason'].splitlines()[0]}")
     return "\n".join(lines)
+
+
+def said(attempt: dict[str, Any]) -> list[str]:
+    """Who worked on an attempt with which model, for how much, and what the verifier said."""
+    verdicts = {verdict["agent_run_id"]: verdict for verdict in attempt["verdicts"]}
+    lines = []
+    for run in attempt["agent_runs"]:
+        cost = "cost unknown" if run["cost_usd"] is None else f"{run['cost_usd']:.4f} USD"
+        tokens = f"{run['input_tokens'] or 0}+{run['output_tokens'] or 0} tokens, {cost}"
+        lines.append(f"round {run['round']} {run['role']}: {run['provider']} {run['model']}, {run['end_reason']}, {tokens}")
+        if verdict := verdicts.get(run["id"]):
+            lines.append(f"  {verdict['decision']}: {' '.join(verdict['summary'].split())[:200]}")
+            lines += [f"  - [{f['severity']}] {f['path'] or ''} {f['message']}" for f in verdict["findings"]]
+    return lines
 
 
 @click.command("list")

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from hyperagent_api import bodies
 from hyperagent_api.app import orm
 from hyperagent_api.schemas import ProjectSchema
-from hyperagent_common import db, queue, settings_schema
+from hyperagent_common import choices, db, queue, settings_schema
 from hyperagent_common.errors import BadInput, Conflict, Fault, NotFound
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import Project
@@ -28,7 +28,6 @@ blueprint = Blueprint("projects", __name__, url_prefix="/api/v1/projects", descr
 FIELDS = ("name", "path", "description", "default_branch", "settings")
 SETTINGS: dict[str, tuple[fields.Field[Any], str]] = {
     "agent_provider": (settings_schema.SCHEMA.fields["agent_provider"], "must be auto, opencode or mock"),
-    "agent_model": (settings_schema.SCHEMA.fields["agent_model"], "must read provider/model"),
     "checks": (fields.List(fields.String(validate=validate.Length(1, 4096))), "must be a list of non-empty strings"),
 }
 BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}\Z")
@@ -119,8 +118,10 @@ def _read(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(key: str, value: Any) -> Fault | None:
+    if key not in SETTINGS and key not in choices.KEYS:
+        return Fault(f"settings.{key}", f"unknown field; known are {', '.join(dict.fromkeys([*SETTINGS, *choices.KEYS]))}")
     if key not in SETTINGS:
-        return Fault(f"settings.{key}", f"unknown field; known are {', '.join(SETTINGS)}")
+        return next(iter(choices.faults({key: value}, "settings.", prompts=True)), None)
     field, told = SETTINGS[key]
     try:
         field.deserialize(value)

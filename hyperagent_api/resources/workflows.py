@@ -241,6 +241,7 @@ def _whole(workflow_id: str) -> Workflow:
             steps.selectinload(WorkflowStep.planner_task),
             steps.selectinload(WorkflowStep.attempts).selectinload(StepAttempt.agent_runs),
             steps.selectinload(WorkflowStep.attempts).selectinload(StepAttempt.checks),
+            steps.selectinload(WorkflowStep.attempts).selectinload(StepAttempt.verdicts),
         )
     )
     found = orm.session.scalars(query).one()

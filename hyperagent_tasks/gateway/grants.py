@@ -24,7 +24,10 @@ UNKNOWN = "unknown token"
 
 @dataclass(frozen=True)
 class Grant:
-    """Leave for one agent run to use one model. The token itself is never kept: only its sha256 (hex)."""
+    """Leave for one agent run to use one model. The token itself is never kept: only its sha256 (hex).
+
+    `run` counts the runs of this role in this attempt; `max_tokens` and `max_usd` are what is left of the budgets.
+    """
 
     agent_run_id: str
     attempt_id: str
@@ -36,6 +39,9 @@ class Grant:
     max_requests: int
     expires_at: datetime
     log_path: str
+    run: int = 1
+    max_tokens: int | None = None
+    max_usd: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -93,6 +99,13 @@ class Run:
         if self.observed.requests >= self.grant.max_requests:
             self.observed.fail("budget", f"more than {self.grant.max_requests} model requests", 400)
             return 400, "step request budget exhausted"
+        seen = self.observed
+        if self.grant.max_tokens is not None and seen.input + seen.output >= self.grant.max_tokens:
+            seen.fail("budget", f"{seen.input + seen.output} tokens used of {self.grant.max_tokens}", 400)
+            return 400, "step token budget exhausted"
+        if self.grant.max_usd is not None and (seen.cost or 0.0) >= self.grant.max_usd:
+            seen.fail("budget", f"{seen.cost:.4f} US dollars used of {self.grant.max_usd:.4f}", 400)
+            return 400, "step cost budget exhausted"
         return None
 
 

@@ -28,7 +28,7 @@ async def answer(request: web.Request, config: GatewayConfig, run: Run, body: di
     if not asked.tools:  # a side request such as a title: no turn of the script
         return await _say(request, asked, number, SIDE_ANSWER, [], "stop", chat.Usage(10, 3), run, {}), SIDE_ANSWER
     try:
-        script = scenario.find(config.scenario_dirs, run.grant.model, run.grant.step_key, run.grant.role)
+        script = scenario.find(config.scenario_dirs, run.grant.model, run.grant.step_key, run.grant.role, run.grant.run)
         fault = await _fault(run, script, asked)
         if fault.get("status"):
             return _refuse(run, fault["status"], fault["message"] or f"scripted fault {fault['status']}", fault), ""
@@ -44,8 +44,9 @@ async def answer(request: web.Request, config: GatewayConfig, run: Run, body: di
         return web.json_response(chat.error(f"scenario: {error}", "scenario"), status=400), ""
     finish = turn.get("finish") or ("tool_calls" if calls else "stop")
     used = chat.Usage(**turn["usage"])
-    said = json.dumps({"text": turn["text"], "calls": calls}, ensure_ascii=False)
-    return await _say(request, asked, number, turn["text"], calls, finish, used, run, fault), said
+    text = scenario.words(turn, asked)
+    said = json.dumps({"text": text, "calls": calls}, ensure_ascii=False)
+    return await _say(request, asked, number, text, calls, finish, used, run, fault), said
 
 
 async def _fault(run: Run, script: scenario.Script, asked: chat.Asked) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class TurnSchema(Schema):
     finish = fields.String(validate=validate.OneOf(["stop", "length", "tool_calls", "content_filter"]))
     usage = fields.Nested(UsageSchema, load_default=lambda: {"input": 100, "output": 20, "cached": 0})
     expect = fields.Nested(ExpectSchema, load_default=dict)
+    take = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)
 
 
 class FaultSchema(Schema):
@@ -88,7 +90,7 @@ class ScriptSchema(Schema):
 
 
 class ScenarioSchema(Schema):
-    """A scenario file: for each planner task id (or `*`) and role (or `*`) a script."""
+    """A scenario file: for each planner task id (or `*`) and role (`verifier.2`: its second run, `verifier`, or `*`) a script."""
 
     scenario = fields.String(required=True)
     scripts = fields.Dict(
@@ -136,20 +138,25 @@ def load(path: Path) -> dict[str, dict[str, Script]]:
     }
 
 
-def find(dirs: tuple[Path, ...], name: str, step_key: str, role: str) -> Script:
+def find(dirs: tuple[Path, ...], name: str, step_key: str, role: str, run: int = 1) -> Script:
     """The script for a step and role. Raises `NotFound` naming what there is, `BadInput` for a broken file."""
     for directory in dirs:
         for suffix in (".yaml", ".yml", ".json"):
             path = directory / f"{name}{suffix}"
             if "/" not in name and path.is_file():
-                return _pick(load(path), name, step_key, role)
+                return _pick(load(path), name, step_key, role, run)
     there = sorted({p.stem for d in dirs if d.is_dir() for p in d.iterdir() if p.suffix in (".yaml", ".yml", ".json")})
     raise NotFound(f"There is no scenario {name!r}.", mend=f"Known are: {', '.join(there) or 'none'}.")
 
 
-def _pick(scripts: dict[str, dict[str, Script]], name: str, step_key: str, role: str) -> Script:
-    roles = scripts.get(step_key) or scripts.get("*") or {}
-    script = roles.get(role) or roles.get("*")
+def _pick(scripts: dict[str, dict[str, Script]], name: str, step_key: str, role: str, run: int) -> Script:
+    for key in (step_key, "*"):
+        roles = scripts.get(key) or {}
+        script = roles.get(f"{role}.{run}") or roles.get(role) or roles.get("*")
+        if script is not None:
+            break
+    else:
+        script = None
     if script is None:
         raise NotFound(f"The scenario {name!r} has no script for {step_key} as {role}.")
     return script
@@ -163,6 +170,15 @@ def unmet(expect: dict[str, Any], asked: Asked) -> str | None:
         return f"the last tool result does not hold {expect['tool_result_contains']!r}"
     lacking = [name for name in expect.get("tools_include", []) if name not in asked.tools]
     return f"the tools {lacking} are not offered" if lacking else None
+
+
+def words(turn: dict[str, Any], asked: Asked) -> str:
+    """The text of a turn; `take` maps a name to a pattern whose first group in the user's text replaces `{{name}}`."""
+    text = str(turn["text"])
+    for name, pattern in turn["take"].items():
+        found = re.search(pattern, asked.user_text)
+        text = text.replace("{{" + name + "}}", found[1] if found else "")
+    return text
 
 
 def resolve(call: dict[str, Any], asked: Asked) -> tuple[str, dict[str, Any]]:

@@ -286,6 +286,14 @@ class GitGate:
         )
         return said.out.decode("utf-8", "replace") + ("\n[cut]\n" if said.cut else "")
 
+    def quarantined(self) -> set[str]:
+        """The attempts of which this host's repositories still hold a quarantine ref."""
+        found: set[str] = set()
+        for repo in self._root.glob("*.git") if self._root.is_dir() else ():
+            said = git(repo, "for-each-ref", "--format=%(refname)", "refs/quarantine/").text
+            found |= {line.removeprefix("refs/quarantine/") for line in said.splitlines()}
+        return found
+
     def drop(self, attempt: str) -> None:
         """Forget an attempt's quarantine ref in every project."""
         for repo in self._root.glob("*.git") if self._root.is_dir() else ():

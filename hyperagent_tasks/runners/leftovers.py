@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from hyperagent_tasks.runners import trees
 
 MARK = "HYPERAGENT_SANDBOX"
 END_SECONDS = 5.0
+UNREADABLE_SECONDS = 10.0
 
 
 class Record:
@@ -68,13 +70,16 @@ class Record:
 
 
 def records(run_dir: Path) -> Iterator[Record]:
-    """Every record in a directory; one that cannot be read is passed over."""
-    for path in sorted(run_dir.glob("*/record.json")):
+    """Every record in a directory; one that cannot be read is passed over, and removed once nobody can be writing it."""
+    for root in sorted(path for path in run_dir.glob("*") if path.is_dir()):
+        path = root / "record.json"
         try:
             said = json.loads(path.read_text())
             yield Record(path.parent, said["labels"], said["pid"], said["born"])
-        except (OSError, ValueError, KeyError):
-            continue  # being written or removed by its owner
+        except (OSError, ValueError, KeyError):  # being written or removed by its owner, or by one that was killed then
+            with contextlib.suppress(OSError):
+                if time.time() - root.stat().st_mtime > UNREADABLE_SECONDS:
+                    trees.remove(root)
 
 
 def born(pid: int) -> str:

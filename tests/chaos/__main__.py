@@ -115,7 +115,7 @@ class Drive:
                 running = session.scalar(select(func.count()).where(StepAttempt.state == AttemptState.RUNNING)) or 0
             left = [*(self.rig.home / "work").glob("*"), *(self.rig.home / "run" / "processes").glob("*")]
             if not running and not left:
-                time.sleep(LEASE)
+                time.sleep(LEASE)  # the reaper once more
                 return
 
 

@@ -129,9 +129,11 @@ class Judge:
         beats = select(RunnerEvent.attempt_id, RunnerEvent.at).where(RunnerEvent.kind == "step.heartbeat")
         for attempt_id, at in session.execute(beats.order_by(RunnerEvent.at)):
             alive[attempt_id] = at
+        following = {(a.step_id, a.number): a.started_at for a in attempts}
         for a in attempts:
-            lost = a.state == AttemptState.ABANDONED and a.error_type == "lease-lost" and a.finished_at is not None
-            if lost and a.step_id not in self.skewed and a.finished_at < alive.get(a.id, a.started_at) + timedelta(seconds=LEASE):
+            after = following.get((a.step_id, a.number + 1))
+            lost = a.state == AttemptState.ABANDONED and a.error_type == "lease-lost" and after is not None
+            if lost and a.step_id not in self.skewed and after < alive.get(a.id, a.started_at) + timedelta(seconds=LEASE):
                 self.verdict.add("duplicated", f"step {a.step_id}: attempt {a.number} was overtaken while its lease held")
 
     def _artifacts(self, session: Session) -> None:

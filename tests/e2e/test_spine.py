@@ -204,7 +204,7 @@ def test_an_agent_that_does_nothing_fails_the_step_with_the_reason(host: Host) -
 
 
 def test_checks_that_fail_stop_the_step_before_any_commit(host: Host) -> None:
-    workflow = host.run(plan_of([{"id": "mend-add"}], checks=["python3 check.py", "false"]))
+    workflow = host.run(plan_of([{"id": "mend-add", "metadata": {"agent_max_rounds": 1}}], checks=["python3 check.py", "false"]))
     assert workflow["state"] == "failed"
     assert "false" in workflow["steps"][0]["reason"]
     assert workflow["steps"][0]["commit"] is None

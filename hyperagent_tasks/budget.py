@@ -1,0 +1,50 @@
+"""What is left of the budgets of step, workflow and project: pure. Limits and what was spent in, what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hyperagent_common.choices import KINDS, SCOPES, Amount
+
+WORDS = {"tokens": "{:.0f} tokens", "usd": "{:.2f} US dollars", "seconds": "{:.0f} seconds of agent runs"}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What agent runs used, and how often a person gave the budget once more."""
+
+    tokens: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+    grants: int = 0
+
+
+@dataclass(frozen=True)
+class Left:
+    """What the next agent run may use; None where nothing limits it. `spent` names the first budget that is used up."""
+
+    tokens: int | None = None
+    usd: float | None = None
+    seconds: float | None = None
+    scope: str | None = None
+    spent: str | None = None
+
+
+def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:
+    """The smallest rest over all scopes; each time a person resumes after a pause the limit counts once more."""
+    rests: dict[str, float] = {}
+    for scope in SCOPES:
+        used = spent.get(scope, Spent())
+        for kind in KINDS:
+            limit = getattr(limits.get(scope, Amount()), kind)
+            if limit is None:
+                continue
+            rest = limit * (1 + used.grants) - getattr(used, kind)
+            if rest <= 0:
+                much = WORDS[kind].format(getattr(used, kind))
+                whole = WORDS[kind].format(limit * (1 + used.grants))
+                return Left(0, 0.0, 0.0, scope, f"The budget of this {scope} is spent: {much} of {whole}.")
+            rests[kind] = min(rest, rests.get(kind, rest))
+    tokens = rests.get("tokens")
+    return Left(None if tokens is None else int(tokens), rests.get("usd"), rests.get("seconds"))

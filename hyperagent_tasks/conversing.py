@@ -1,0 +1,241 @@
+"""One agent run: a role's conversation in an agent container, watched, metered at the gateway, kept whatever its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from hyperagent_common import db, events
+from hyperagent_common.choices import Choice
+from hyperagent_common.errors import (
+    AgentFailed,
+    Cancelled,
+    HyperagentError,
+    LeaseLost,
+    ProviderDown,
+    RunnerTimeout,
+)
+from hyperagent_common.events import EventKind
+from hyperagent_common.ids import new_id
+from hyperagent_common.models import AgentRun, StepAttempt
+from hyperagent_tasks import claims, recording
+from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentRole, AgentTask, EndReason, StreamParser
+from hyperagent_tasks.budget import Left
+from hyperagent_tasks.claims import Lease
+from hyperagent_tasks.gateway.client import Grant, Observed, new_token
+from hyperagent_tasks.live import LiveLog
+from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.preparing import owner
+from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
+from hyperagent_tasks.spec import Place, StepSpec
+
+SEEN = {
+    "auth": EndReason.AUTH,
+    "quota": EndReason.QUOTA,
+    "rate_limit": EndReason.RATE_LIMIT,
+    "server": EndReason.PROVIDER,
+    "transport": EndReason.PROVIDER,
+    "context": EndReason.CONTEXT,
+    "model_not_found": EndReason.MODEL_NOT_FOUND,
+    "budget": EndReason.BUDGET,
+}
+MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One agent run to be: who, in which workspace, told what, with how much of the budgets left."""
+
+    role: AgentRole
+    round: int
+    number: int
+    choice: Choice
+    prompt: str
+    persona: str
+    ws: Path
+    place: Place
+    left: Left
+
+
+@dataclass(frozen=True)
+class Ran:
+    """An agent run that ended, well or not."""
+
+    agent_run_id: str
+    agent: str
+    model: str
+    persona: str
+    cli_version: str | None
+    outcome: AgentOutcome
+    observed: Observed
+    result: RunnerResult
+
+
+class Tee:
+    """The runner's sink: raw output to files, parsed events to the live log."""
+
+    def __init__(self, parser: StreamParser, live: LiveLog, stdout: BinaryIO, stderr: BinaryIO) -> None:
+        self._parser, self._live, self._files = parser, live, {"stdout": stdout, "stderr": stderr}
+
+    def __call__(self, stream: Literal["stdout", "stderr"], data: bytes, /) -> None:
+        self._files[stream].write(data)
+        if stream == "stdout":
+            for event in self._parser.feed(data):
+                self._live.write(event)
+
+
+def run(parts: Parts, step: StepSpec, turn: Turn, lease: Lease) -> Ran:
+    """Run one agent to its end; its log is kept in any case. Raises `LeaseLost`, `NotReady`, `DependencyDown`."""
+    agent = parts.agent(turn.choice.provider)
+    turn.place.make()
+    parts.runner.workspace(turn.place.logs)
+    run_id = _open(parts, step, turn, agent)
+    try:
+        ran = _converse(parts, step, turn, lease, agent, run_id)
+    finally:
+        recording.keep_logs(parts, step, turn.place, turn.ws if turn.role == "coder" else None)
+    if lease.lost():
+        raise LeaseLost()
+    return ran
+
+
+def _open(parts: Parts, step: StepSpec, turn: Turn, agent: Agent) -> str:
+    run_id = new_id()
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        moment = db.now(session)
+        session.add(
+            AgentRun(
+                id=run_id,
+                attempt_id=attempt.id,
+                role=turn.role,
+                round=turn.round,
+                provider=agent.name,
+                model=turn.choice.model,
+                log_key=f"{step.attempt_key}/{turn.place.prefix}agent-stream.jsonl",
+                started_at=moment,
+            )
+        )
+        said = {"agent": agent.name, "model": turn.choice.model, "role": turn.role, "round": turn.round}
+        events.record(session, EventKind.AGENT_STARTED, step=row, attempt=attempt, at=moment, sandbox=parts.runner.name, **said)
+    return run_id
+
+
+def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Agent, run_id: str) -> Ran:
+    token = new_token()
+    grant = _grant(parts, step, turn, run_id, token)
+    base_url = parts.gateway.base_url(sandbox=parts.runner.name)
+    task = AgentTask(
+        title=step.title,
+        prompt=turn.prompt,
+        model=turn.choice.model,
+        base_url=f"{base_url}/t/{token}/v1",
+        token=token,
+        role=turn.role,
+    )
+    parser, kept = agent.parser(turn.role), turn.place.kept
+    live = LiveLog(parts.settings.broker, step.claim.attempt_id)
+    parts.gateway.open(grant)
+    try:
+        with (kept / "agent-stream.jsonl").open("wb") as out, (kept / "agent-stderr.txt").open("wb") as err:
+            spec = _run_spec(parts, step, turn, agent, task)
+            result = parts.runner.run(spec, sink=Tee(parser, live, out, err), cancelled=lease.lost)
+    finally:
+        observed = parts.gateway.close(run_id)
+        live.close()
+    outcome = seen_by_gateway(parser.outcome(result), observed)
+    version = parts.agent_version(agent)
+    _close(parts, step, run_id, outcome, observed, result, version)
+    return Ran(run_id, agent.name, turn.choice.model, turn.persona, version, outcome, observed, result)
+
+
+def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) -> Grant:
+    provider, _, model = turn.choice.model.partition("/")
+    return Grant(
+        agent_run_id=run_id,
+        attempt_id=step.claim.attempt_id,
+        token_sha256=hashlib.sha256(token.encode()).hexdigest(),
+        step_key=step.claim.key,
+        role=turn.role,
+        provider=provider,
+        model=model,
+        max_requests=parts.settings.agent_max_requests,
+        expires_at=datetime.now(UTC) + timedelta(seconds=parts.settings.step_timeout + 60),
+        log_path=str(turn.place.kept / "gateway.jsonl"),
+        run=turn.number,
+        max_tokens=turn.left.tokens,
+        max_usd=turn.left.usd,
+    )
+
+
+def _run_spec(parts: Parts, step: StepSpec, turn: Turn, agent: Agent, task: AgentTask) -> RunSpec:
+    command = agent.command(task)
+    files = turn.place.inp / "prompt"
+    files.mkdir()
+    files.chmod(0o755)
+    for name, data in command.files.items():
+        (files / name).write_bytes(data)
+        (files / name).chmod(0o644)
+    timeout = min(parts.settings.step_timeout, turn.left.seconds or parts.settings.step_timeout)
+    return RunSpec(
+        role="agent",
+        argv=command.argv,
+        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
+        owner=owner(parts, step, timeout),
+        mounts=[
+            Mount(turn.ws, "/workspace", read_only=turn.role != "coder"),
+            Mount(turn.place.inp, "/in"),
+            Mount(turn.place.logs, "/logs", read_only=False),
+        ],
+        timeout=timeout,
+        gateway_socket=parts.gateway.data_socket,
+    )
+
+
+def _close(
+    parts: Parts,
+    step: StepSpec,
+    run_id: str,
+    outcome: AgentOutcome,
+    observed: Observed,
+    result: RunnerResult,
+    version: str | None,
+) -> None:
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        run = session.get_one(AgentRun, run_id)
+        run.end_reason, run.sentence, run.session_id = outcome.reason, outcome.sentence, outcome.session_id
+        run.exit_code, run.container_id, run.image_id = result.exit_code, result.container_id, result.image_id
+        run.input_tokens, run.output_tokens, run.cached_tokens = observed.input, observed.output, observed.cached
+        run.requests, run.cost_usd, run.cli_version = observed.requests, observed.cost, version
+        run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
+        run.finished_at = result.finished_at
+        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        said = {
+            "reason": str(outcome.reason),
+            "requests": observed.requests,
+            "tokens": observed.input + observed.output,
+        }
+        took = (result.finished_at - result.started_at).total_seconds()
+        events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)
+
+
+def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
+    """A failed outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words."""
+    reason = SEEN.get(observed.last_failure or "")
+    if outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+        return outcome
+    told = str(observed.failures[-1]["message"])[:300]
+    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}")
+
+
+def failure(reason: EndReason) -> Callable[[str], HyperagentError]:
+    """The class of error an end reason stands for."""
+    if reason is EndReason.TIMED_OUT:
+        return RunnerTimeout
+    if reason is EndReason.CANCELLED:
+        return Cancelled
+    return ProviderDown if reason in MAY_PASS else AgentFailed
