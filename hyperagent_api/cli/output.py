@@ -83,6 +83,7 @@ SENTENCES: dict[str, str] = {
     "step.failed": "given up: {reason}",
     "step.expired": "its worker {worker} went silent; queued again",
     "step.resent": "sent again",
+    "step.heartbeat": "still runs after {latency}",
     "step.waiting": "waits for a dependency, at no cost of its attempts: {reason}",
     "step.timed_out": "its worker {worker} held it too long; queued again",
     "step.handed_over": "its worker was stopped; queued for another",

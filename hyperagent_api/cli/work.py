@@ -168,6 +168,8 @@ def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
                 ended: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow['id']}")
                 return ended
             after = event["id"]
+            if event["kind"] == "step.heartbeat":
+                continue
             words(sentence(event, keys))
 
 

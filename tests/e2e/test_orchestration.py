@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-from hyperagent_tasks.parts import instance
 from tests import parts
 from tests.harness import Host, plan_of
 
@@ -102,11 +101,11 @@ def test_cancel_leaves_no_container_process_lease_or_token(home: Path) -> None:
     with Host(home, agent="null", HYPERAGENT_FORGE="stand-in") as host:
         host.register_example()
         workflow_id = host.submit(plan_of([{"id": "a"}, {"id": "b"}], checks=["sleep 60"]))
-        mine = {"label": f"hyperagent.instance={instance(type('S', (), {'home': home})())}"}
-        until(lambda: len(client.containers.list(filters=mine)) >= 2)
+        mine = {"label": f"hyperagent.instance={(home / 'instance').read_text().strip()}"}
+        until(lambda: len(client.containers.list(filters=mine, ignore_removed=True)) >= 2)
         host.json("cancel", workflow_id)
         assert host.workflow(workflow_id)["state"] == "cancelled"
-        until(lambda: not client.containers.list(all=True, filters=mine), 10)
+        until(lambda: not client.containers.list(all=True, filters=mine, ignore_removed=True), 10)
         until(lambda: not list((home / "work").iterdir()), 10)
         health = host.get("/api/health/workflows")
         assert health["queue"] == {"queued": 0, "running": 0}

@@ -1,0 +1,37 @@
+"""Chaos in the gate: 300 faulted steps without damage, and damage as soon as a guard is switched off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.harness import ROOT
+
+DAMAGE = ("lost", "duplicated", "leaked", "stuck")
+
+
+def chaos(*argv: str, timeout: float = 1500) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON object printed last, and stderr of one run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", "--json", *argv], capture_output=True, text=True, timeout=timeout, cwd=ROOT
+    )
+    return done.returncode, json.loads(done.stdout.strip().splitlines()[-1]), done.stderr[-3000:]
+
+
+def test_three_hundred_steps_through_faults_lose_nothing_and_do_nothing_twice() -> None:
+    code, told, said = chaos("--steps", "300", "--seed", "11")
+    assert {kind: told[kind] for kind in DAMAGE} == dict.fromkeys(DAMAGE, 0), (told, said)
+    assert (code, told["steps"]) == (0, 300)
+    assert told["faulted"] >= 60, told["faults"]
+
+
+@pytest.mark.parametrize("guard", ["lease", "fencing", "reconciler"])
+def test_with_a_guard_switched_off_the_damage_shows(guard: str) -> None:
+    code, told, _ = chaos("--steps", "50", "--seed", "2", "--bound", "60", f"--without-{guard}")
+    assert code == 1
+    assert sum(told[kind] for kind in DAMAGE) > 0
+    assert told["without"] == [guard]
