@@ -55,6 +55,9 @@ class Drive:
         self.rig.start_redis()
         self.rig.start_database()
         db.upgrade(self.rig.url)
+        if self.rig.engine is not None:
+            self.rig.engine.start()
+            self.rig.engine.load()
         parts = Parts(self.loaded, self.app)
         for number in range(PROJECTS):
             source = self.rig.root / f"source{number}"
@@ -108,7 +111,7 @@ class Drive:
 
     def _quiet(self) -> None:
         """Wait until nothing is owned any more: the last zombie fenced off, the reaper round once."""
-        deadline = time.monotonic() + QUIET_SECONDS
+        deadline = time.monotonic() + (15.0 if self.rig.env["CHAOS_WITHOUT"] else QUIET_SECONDS)
         while time.monotonic() < deadline:
             time.sleep(LEASE / 2)
             with db.transaction(self.rig.url, reading=True) as session:
@@ -120,11 +123,18 @@ class Drive:
 
 
 def chaos(
-    *, steps: int, seed: int, without: Sequence[str] = (), every: float = 1.2, bound: float = 0.0, keep: bool = False
+    *,
+    steps: int,
+    seed: int,
+    without: Sequence[str] = (),
+    every: float = 1.2,
+    bound: float = 0.0,
+    keep: bool = False,
+    sandbox: str = "process",
 ) -> dict[str, Any]:
     """One run; its verdict with a few sentences of each damage."""
     began = time.monotonic()
-    rig = Rig(seed=seed, without=tuple(without), kill=0.006, stop=0.012)
+    rig = Rig(seed=seed, without=tuple(without), sandbox=sandbox, kill=0.006, stop=0.012)
     drive = Drive(rig, steps=steps, seed=seed, every=every, bound=bound or 120 + steps * 1.5)
     try:
         drive.prepare()
@@ -139,7 +149,8 @@ def chaos(
             shutil.rmtree(rig.root, ignore_errors=True)
     faults = drive.faults.told()
     return {
-        "steps": drive.submitted, "seed": seed, "without": list(without), "faults": faults, "faulted": sum(faults.values()),
+        "steps": drive.submitted, "seed": seed, "sandbox": sandbox, "without": list(without),
+        "faults": faults, "faulted": sum(faults.values()),
         **verdict.counts(), "seconds": round(time.monotonic() - began, 1),
         "damage": {kind: told[:5] for kind, told in verdict.found.items() if told},
     }  # fmt: skip
@@ -152,6 +163,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="any whole number")
     parser.add_argument("--every", type=float, default=1.2, help="seconds between two faults, on average")
     parser.add_argument("--bound", type=float, default=0, help="seconds until what has not ended counts as stuck")
+    parser.add_argument("--sandbox", choices=["process", "docker"], default="process", help="docker: on an engine of its own")
     parser.add_argument("--keep", action="store_true", help="keep the directory, to look into it")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     for guard in GUARDS:
@@ -159,7 +171,15 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ.setdefault("CI", "true")  # a missing part is an error here, never a skip
     without = [guard for guard in GUARDS if getattr(asked, f"without_{guard}")]
-    result = chaos(steps=asked.steps, seed=asked.seed, without=without, every=asked.every, bound=asked.bound, keep=asked.keep)
+    result = chaos(
+        steps=asked.steps,
+        seed=asked.seed,
+        without=without,
+        every=asked.every,
+        bound=asked.bound,
+        keep=asked.keep,
+        sandbox=asked.sandbox,
+    )
     print(json.dumps(result, indent=None if asked.json else 1))
     sys.exit(1 if any(result[kind] for kind in ("lost", "duplicated", "leaked", "stuck")) else 0)
 

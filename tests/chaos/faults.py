@@ -40,6 +40,8 @@ class Faults:
             (2, self.flush_redis), (1, self.restart_redis), (1, self.restart_database), (3, self.skew_lease),
             (3, self.pause_and_resume), (1, self.cancel), (1, self.kill_control), (1, self.kill_gateway),
         ]  # fmt: skip
+        if rig.engine is not None:
+            self.kinds.append((3, self.restart_engine))
 
     def one(self) -> None:
         """One fault; where the database is away in this moment, none."""
@@ -110,6 +112,12 @@ class Faults:
         time.sleep(self.dice.random())
         self.rig.start_database()
         return True
+
+    def restart_engine(self) -> bool:
+        """Every container ends with it; it is away for a moment."""
+        if self.rig.engine is not None:
+            self.rig.engine.restart(self.dice.random() * 2)
+        return self.rig.engine is not None
 
     def skew_lease(self) -> bool:
         """A lease that ended long ago, or that holds on too long."""

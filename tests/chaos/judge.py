@@ -159,6 +159,8 @@ class Judge:
                 self.verdict.add("leaked", f"{place.name}/{path.name} is left")
         for run, attempt in GatewayClient(self.rig.home / "run").grants().items():
             self.verdict.add("leaked", f"the grant of agent run {run} (attempt {attempt}) is still in force")
+        for box in self.rig.engine.containers() if self.rig.engine is not None else []:
+            self.verdict.add("leaked", f"container {box[:12]} is left")
         mark = f"HYPERAGENT_HOME={self.rig.home}".encode()
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -15,48 +13,11 @@ import psycopg
 import redis
 
 from tests import parts, servers
-from tests.harness import ROOT
+from tests.chaos.engine import Engine
+from tests.chaos.server import Server
 
 LEASE = 3.0
 WORKERS = ("one", "two")
-
-
-class Server:
-    """A process that can be killed and started again on the same port with the same data."""
-
-    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None) -> None:
-        self.argv, self.log, self.env = argv, log, env
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it."""
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [*servers.bound(), *self.argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env,
-                cwd=ROOT if self.env else "/",
-                start_new_session=True,
-            )  # fmt: skip
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self.process is not None and self.process.poll() is None
-
-    def send(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to it, or to all it started."""
-        if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number) if group else self.process.send_signal(number)
-
-    def end(self, number: int = signal.SIGKILL, *, group: bool = True) -> None:
-        """End it and wait."""
-        self.send(number, group=group)
-        if self.process is not None:
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.send(signal.SIGKILL, group=True)
-                self.process.wait(20)
 
 
 class Rig:
@@ -84,12 +45,16 @@ class Rig:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("HYPERAGENT_", "WORKFLOW_AGENT_"))}
         settings = {
             "HYPERAGENT_HOME": self.home, "HYPERAGENT_DATABASE_URL": self.url, "HYPERAGENT_BROKER_URL": self.broker,
-            "WORKFLOW_AGENT_PROVIDER": "null", "HYPERAGENT_SANDBOX": sandbox, "HYPERAGENT_FORGE": "stand-in",
+            "WORKFLOW_AGENT_PROVIDER": "null", "HYPERAGENT_VERIFY": "off", "WORKFLOW_AGENT_MAX_ROUNDS": 1,
+            "HYPERAGENT_SANDBOX": sandbox, "HYPERAGENT_FORGE": "stand-in",
             "HYPERAGENT_LEASE_SECONDS": LEASE, "HYPERAGENT_HEARTBEAT_SECONDS": 0.8, "HYPERAGENT_RECONCILE_SECONDS": 1,
             "HYPERAGENT_REQUEUE_AFTER": 3, "HYPERAGENT_RETRY_BACKOFF": 1, "HYPERAGENT_RETRY_BACKOFF_MAX": 2,
             "HYPERAGENT_MAX_ATTEMPTS": 100, "HYPERAGENT_VISIBILITY_TIMEOUT": 4, "HYPERAGENT_DRAIN_SECONDS": 2,
             "CHAOS_SEED": seed, "CHAOS_WITHOUT": ",".join(without), "CHAOS_KILL": kill, "CHAOS_STOP": stop,
         }  # fmt: skip
+        self.engine = Engine(self.root) if sandbox == "docker" else None
+        if self.engine is not None:
+            settings |= {"DOCKER_HOST": self.engine.url}
         self.env = {**clean, **{name: str(value) for name, value in settings.items()}}
         self.gateway = Server([sys.executable, "-m", "hyperagent_tasks.gateway"], self.root / "gateway.log", self.env)
         celery = [sys.executable, "-m", "celery", "-A", "tests.chaos.worker", "worker", "--without-gossip", "--without-mingle"]
@@ -160,6 +125,8 @@ class Rig:
         for server in [*self.servers, self.redis, self.database]:
             server.send(signal.SIGCONT, group=True)
             server.end(signal.SIGINT if server is self.database else signal.SIGKILL, group=server is not self.database)
+        if self.engine is not None:
+            self.engine.end()
 
     def accidents(self) -> list[tuple[str, int]]:
         """What workers noted of themselves: (kind, pid)."""
@@ -179,8 +146,3 @@ def children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-
-
-def pause(seconds: float) -> None:
-    """Wait."""
-    time.sleep(seconds)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import parts
 from tests.harness import ROOT
 
 DAMAGE = ("lost", "duplicated", "leaked", "stuck")
@@ -27,6 +28,14 @@ def test_three_hundred_steps_through_faults_lose_nothing_and_do_nothing_twice() 
     assert {kind: told[kind] for kind in DAMAGE} == dict.fromkeys(DAMAGE, 0), (told, said)
     assert (code, told["steps"]) == (0, 300)
     assert told["faulted"] >= 60, told["faults"]
+
+
+def test_restarting_the_engine_in_the_middle_loses_nothing() -> None:
+    parts.require_runner_image()
+    code, told, said = chaos("--steps", "30", "--seed", "5", "--sandbox", "docker", "--every", "3")
+    assert {kind: told[kind] for kind in DAMAGE} == dict.fromkeys(DAMAGE, 0), (told, said)
+    assert code == 0
+    assert told["faults"]["restart_engine"] >= 1
 
 
 @pytest.mark.parametrize("guard", ["lease", "fencing", "reconciler"])
