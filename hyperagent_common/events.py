@@ -34,6 +34,7 @@ class EventKind(StrEnum):
     STEP_EXPIRED = "step.expired"
     STEP_TIMED_OUT = "step.timed_out"
     STEP_HANDED_OVER = "step.handed_over"
+    STEP_FORWARDED = "step.forwarded"
     STEP_CANCELLED = "step.cancelled"
     STEP_RETRIED = "step.retried"
     LETTER_RESOLVED = "dead_letter.resolved"

@@ -81,7 +81,10 @@ def _fk(target: str, *, nullable: bool = False, index: bool = True) -> Mapped[An
 
 
 class Project(Base):
-    """A repository that workflows work on. `source` is the path it was registered from."""
+    """A repository that workflows work on. `source` is the path it was registered from, on the host `publisher`.
+
+    That host's forge identity owns the project's patches, so only it publishes; any host does the work before.
+    """
 
     __tablename__ = "project"
     __table_args__ = (CheckConstraint(_in("state", ProjectState), name="state"),)
@@ -96,6 +99,7 @@ class Project(Base):
     forge: Mapped[str | None] = mapped_column(String(16))
     settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
     head: Mapped[str | None] = mapped_column(String(64))
+    publisher: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime]
 
 

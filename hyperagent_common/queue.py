@@ -74,7 +74,17 @@ def signature(app: Celery, name: str, *args: object) -> Signature:
     return app.signature(name, args=args, immutable=True, queue=queue)
 
 
-def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]]) -> None:
-    """Send one linear segment, a list of (step id, generation), as a chain whose last link advances the workflow."""
+def host_queue(instance: str) -> str:
+    """The queue of steps that only one host can finish."""
+    return f"{STEPS}.{instance}"
+
+
+def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]], to: str = "") -> None:
+    """Send one linear segment, a list of (step id, generation), as a chain whose last link advances the workflow.
+
+    Where `to` names a host, the first step goes to that host's own queue.
+    """
     steps = [signature(app, RUN_STEP, step_id, generation) for step_id, generation in links]
+    if to:
+        steps[0].set(queue=host_queue(to))
     chain(*steps, signature(app, ADVANCE, workflow_id), app=app).apply_async()

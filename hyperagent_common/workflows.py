@@ -111,14 +111,18 @@ def views(workflow: Workflow) -> list[StepView]:
 
 
 def locked(session: Session, workflow_id: str) -> Workflow:
-    """The workflow, its row locked until the transaction ends. Raises `NotFound`.
+    """The workflow and its steps, their rows locked until the transaction ends. Raises `NotFound`.
 
-    Whoever also locks one of its steps locks the workflow first: one order for all, so that nobody waits in a circle.
+    The steps too: a claim takes a step without asking the workflow, and what is decided about a step must be about the step
+    as it is. Whoever also locks one of its steps locks the workflow first: one order for all, so that nobody waits in a circle.
     """
     query = select(Workflow).where(Workflow.id == workflow_id).with_for_update(key_share=True)
     found = session.scalar(query.execution_options(populate_existing=True))
     if found is None:
         raise NotFound(f"There is no workflow {workflow_id!r}.")
+    steps = select(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id).order_by(WorkflowStep.position)
+    locking = steps.with_for_update(key_share=True).execution_options(populate_existing=True)
+    session.scalars(locking).all()
     session.expire(found, ["steps"])
     return found
 
@@ -147,12 +151,12 @@ def mark_queued(session: Session, step: WorkflowStep, moment: datetime) -> None:
     events.record(session, EventKind.STEP_QUEUED, step=step, at=moment, generation=step.generation)
 
 
-def send(session: Session, app: Celery, workflow: Workflow, head: WorkflowStep) -> None:
-    """Send, after the commit, the segment that starts with the queued step `head`."""
+def send(session: Session, app: Celery, workflow: Workflow, head: WorkflowStep, to: str = "") -> None:
+    """Send, after the commit, the segment that starts with the queued step `head`, to the host `to` where one is named."""
     by_key = {step.key: step for step in workflow.steps}
     keys = states.segment(views(workflow), head.key)
     links = [(head.id, head.generation), *((by_key[k].id, by_key[k].generation + 1) for k in keys[1:])]
-    db.after_commit(session, lambda: queue.send_segment(app, workflow.id, links))
+    db.after_commit(session, lambda: queue.send_segment(app, workflow.id, links, **({"to": to} if to else {})))
 
 
 def queue_following(session: Session, workflow: Workflow, done: WorkflowStep, moment: datetime) -> None:

@@ -252,6 +252,27 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
             workflows.send(session, app, workflow, step)
 
 
+def forward(url: str, app: Celery, claim: Claim, to: str, patience: float) -> None:
+    """The step's commit is made; what is left is for the host `to`, at no cost. Raises `DependencyDown` after `patience`."""
+    waited = (claim.claimed_at - (claim.blocked_since or claim.claimed_at)).total_seconds()
+    if waited > patience:
+        raise DependencyDown(f"The host {to}, which publishes this project, does not take the step.", mend="Start its worker.")
+    with fenced(url, claim, whole=True) as (session, step):
+        workflow = session.get_one(Workflow, claim.workflow_id)
+        moment = db.now(session)
+        step.free_attempts += 1
+        step.blocked_since = claim.blocked_since or moment
+        step.reason = f"Waits for the host {to}, which publishes this project."
+        attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
+        attempt.error_type, attempt.reason = "forwarded", step.reason
+        events.record(session, EventKind.STEP_FORWARDED, step=step, attempt=attempt, at=moment, to=to)
+        workflows.mark_queued(session, step, moment)
+        step.lease_until = None
+        session.flush()
+        if workflow.state == WorkflowState.RUNNING:
+            workflows.send(session, app, workflow, step, to)
+
+
 def hold(url: str, claim: Claim, error: BudgetSpent) -> None:
     """A budget is spent: the step is queued again at no cost of its attempts, and the workflow pauses and asks."""
     with fenced(url, claim, whole=True) as (session, step):

@@ -10,7 +10,7 @@ from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
 from hyperagent_tasks import handover
 from hyperagent_tasks.gitgate import open_source
-from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.parts import Parts, instance
 
 
 def register(parts: Parts, project_id: str) -> None:
@@ -37,6 +37,7 @@ def register(parts: Parts, project_id: str) -> None:
         rid=rid,
         default_branch=branch,
         forge=parts.forge.name,
+        publisher=instance(parts.settings),
     )
 
 

@@ -8,6 +8,7 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 
@@ -25,6 +26,7 @@ from hyperagent_tasks.spec import Made, Place, StepSpec, Workdir
 
 log = logging.getLogger(__name__)
 OBSERVED, CLAIMED = "observed", "claimed"
+MADE = "made.json"
 MEDIA = {".jsonl": "application/jsonl", ".json": "application/json", ".txt": "text/plain", ".log": "text/plain"}
 
 
@@ -77,13 +79,31 @@ def _keep(parts: Parts, step: StepSpec, name: str, data: bytes, trust: str) -> S
     return stored
 
 
-def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -> None:
-    """Store the sealed bundle, the checks' output and the statement of what produced this commit."""
+def keep_made(parts: Parts, step: StepSpec, made: Made) -> None:
+    """Store the sealed bundle and what this host saw of the work: another host may have to publish it."""
     work = Workdir(parts.settings.home / "work" / step.claim.attempt_id)
     last = max((int(p.name.rpartition("-")[2]) for p in work.root.glob("out-*")), default=1)
     _keep_file(parts, step, replace(work, round=last).out / "out.bundle", "sealed.bundle", CLAIMED)
+    told = {"commit": made.commit, "tree": made.tree, "host": parts.worker, "seen": made.seen}
+    _keep(parts, step, MADE, json.dumps(told, default=str, sort_keys=True).encode(), OBSERVED)
+
+
+def made(parts: Parts, step: StepSpec) -> tuple[str | None, dict[str, Any]]:
+    """Tree and observations of the step's commit, as the attempt that made it kept them; nothing where it was killed before."""
     with db.transaction(parts.settings.db_url, reading=True) as session:
-        rows = session.scalars(select(Artifact).where(Artifact.attempt_id == step.claim.attempt_id)).all()
+        known = (Artifact.step_id == step.claim.step_id, Artifact.name == MADE)
+        keys = session.scalars(select(Artifact.key).where(*known).order_by(Artifact.id.desc())).all()
+    for key in keys:
+        told = json.loads(parts.storage.get(key))
+        if told["commit"] == step.commit:
+            return told["tree"], told["seen"]
+    return None, {}
+
+
+def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -> None:
+    """Store the statement of what produced this commit, with everything the step's attempts stored."""
+    with db.transaction(parts.settings.db_url, reading=True) as session:
+        rows = session.scalars(select(Artifact).where(Artifact.step_id == step.claim.step_id).order_by(Artifact.id)).all()
         moment = db.now(session)
     kept = [Byproduct(a.name, a.sha256, a.media_type, a.trust, parts.storage.location(a.key)) for a in rows]
     facts = _facts(parts, step, made, published, kept, moment)

@@ -29,7 +29,10 @@ TRIES = 20
 
 def made_before(parts: Parts, step: StepSpec) -> Made | None:
     """The commit an earlier attempt made before its worker died: the database holds it, it is never made twice."""
-    return None if step.commit is None else Made(step.commit, None, {"resumed": True})
+    if step.commit is None:
+        return None
+    tree, seen = recording.made(parts, step)
+    return Made(step.commit, tree, {**seen, "resumed": True})
 
 
 @dataclass(frozen=True)

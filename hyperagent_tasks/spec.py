@@ -42,6 +42,8 @@ class StepSpec:
     """Where the workflow's branch is, as the database says."""
     commit: str | None
     """This step's commit, where an earlier attempt made it."""
+    publisher: str | None
+    """The host that publishes this project; None: any."""
 
     @property
     def attempt_key(self) -> str:
@@ -168,6 +170,7 @@ def read(session: Session, claim: Claim, settings: Settings) -> StepSpec:
         base=workflow.base_commit,
         head=workflow.head,
         commit=step.commit,
+        publisher=project.publisher,
     )
 
 

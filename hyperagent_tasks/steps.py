@@ -11,7 +11,7 @@ from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
 from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
-from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.parts import Parts, instance
 
 
 def run_step(parts: Parts, step_id: str, generation: int) -> str:
@@ -52,7 +52,12 @@ def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
         work = preparing.workspace(parts, step)
         approved = rounds.until_approved(parts, step, work, lease)
         made = sealing.commit(parts, step, approved)
+        recording.keep_made(parts, step, made)
         failpoint("after_commit")
+    if step.publisher not in (None, instance(parts.settings)):
+        s = parts.settings
+        claims.forward(s.db_url, parts.app, claim, str(step.publisher), s.dependency_patience)
+        return made.commit
     published = publish.publish(parts, step, made)
     failpoint("after_publish")
     recording.provenance(parts, step, made, published)

@@ -13,6 +13,7 @@ from hyperagent_common.errors import BadSettings, Transient
 from hyperagent_tasks import heartbeat, planning, projects, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.parts import instance as this_host
 
 log = logging.getLogger(__name__)
 try:
@@ -83,6 +84,13 @@ def _child(**_: object) -> None:
     """Connections do not cross a fork."""
     PARTS.forget_connections()
     db.engine(SETTINGS.db_url).dispose(close=False)
+
+
+@signals.celeryd_after_setup.connect
+def _queues(sender: Any, instance: Any, **_: object) -> None:
+    """A worker that runs steps also takes those that only this host can finish."""
+    if queue.STEPS in app.amqp.queues.consume_from:
+        app.amqp.queues.select_add(queue.host_queue(this_host(SETTINGS)))
 
 
 @signals.worker_ready.connect

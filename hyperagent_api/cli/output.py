@@ -87,6 +87,7 @@ SENTENCES: dict[str, str] = {
     "step.waiting": "waits for a dependency, at no cost of its attempts: {reason}",
     "step.timed_out": "its worker {worker} held it too long; queued again",
     "step.handed_over": "its worker was stopped; queued for another",
+    "step.forwarded": "committed; goes to the host that publishes this project",
     "step.cancelled": "cancelled",
     "step.retried": "is retried",
     "dead_letter.resolved": "dead letter {resolution}",

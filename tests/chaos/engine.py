@@ -24,7 +24,18 @@ class Engine:
         self.root.mkdir(mode=0o711)
         if os.geteuid() != 0 or not shutil.which("dockerd"):
             parts.missing("an engine that may be restarted (dockerd, as root)", "ops/parts engine")
-        argv = ["dockerd", "--host", self.url, "--data-root", str(self.root / "data"), "--exec-root", str(self.root / "exec")]
+        # a network namespace of its own: an engine without a bridge removes the one it finds
+        argv = [
+            "unshare",
+            "--net",
+            "dockerd",
+            "--host",
+            self.url,
+            "--data-root",
+            str(self.root / "data"),
+            "--exec-root",
+            str(self.root / "exec"),
+        ]
         argv += ["--pidfile", str(self.root / "pid"), "--bridge", "none", "--iptables=false", "--ip-masq=false"]
         self.server = Server(argv, root / "engine.log", dict(os.environ))
 

@@ -167,14 +167,20 @@ def test_health_streams_events_and_standing(home: Path) -> None:
         assert any(workflow_id in line for line in seen)
 
 
-def test_two_hosts_without_a_shared_folder_finish_one_workflow(home: Path, postgres_url: str, redis_url: str) -> None:
+@pytest.mark.parametrize("real", [False, True], ids=["light", "docker-and-radicle"])
+def test_two_hosts_without_a_shared_folder_finish_one_workflow(home: Path, postgres_url: str, redis_url: str, real: bool) -> None:
+    if real:
+        parts.require_docker()
+        parts.require_runner_image()
+        parts.require_radicle_image()
     shared = {
         "HYPERAGENT_DATABASE_URL": postgres_url,
         "HYPERAGENT_BROKER_URL": redis_url,
         "HYPERAGENT_STORAGE_URL": home / "storage",
         "HYPERAGENT_WORKER_CONCURRENCY": 1,
     }
-    first, second = light(home / "one", **shared), light(home / "two", **shared)
+    make = (lambda place: Host(place, agent="null", **shared)) if real else (lambda place: light(place, **shared))
+    first, second = make(home / "one"), make(home / "two")
     lines = [{"id": f"l{line}{n}", "depends_on": [f"l{line}{n - 1}"] if n else []} for line in range(4) for n in range(3)]
     with first:
         first.register_example()
@@ -188,6 +194,10 @@ def test_two_hosts_without_a_shared_folder_finish_one_workflow(home: Path, postg
     assert any(name.endswith("example.git") for name in kept)
     commits = [s["commit"] for s in ended["steps"]]
     assert len(set(commits)) == len(lines) + 1
+    attempts = [attempt for s in ended["steps"] for attempt in s["attempts"]]
+    assert "forwarded" in {attempt["error_type"] for attempt in attempts}  # the second host worked, the first published
+    assert ended["patch"]["head"] == ended["head"]
+    assert [event["kind"] for event in ended["patch"]["events"]].count("opened") == 1
 
 
 def test_redis_flushed_and_a_worker_killed_in_the_middle_lose_nothing(home: Path, redis_url: str) -> None:

@@ -27,6 +27,7 @@ def upgrade() -> None:
         batch.add_column(sa.Column("free_attempts", sa.Integer(), nullable=False, server_default="0"))
         batch.add_column(sa.Column("blocked_since", hyperagent_common.models.Utc(timezone=True), nullable=True))
     op.add_column("project", sa.Column("head", sa.String(64), nullable=True))
+    op.add_column("project", sa.Column("publisher", sa.String(64), nullable=True))
     op.create_index("ix_dead_letter_resolved_at_id", "dead_letter", ["resolved_at", "id"])
 
 
@@ -34,6 +35,7 @@ def downgrade() -> None:
     """Undo; a paused workflow goes on."""
     op.execute("UPDATE workflow SET state = 'running' WHERE state = 'paused'")
     op.drop_index("ix_dead_letter_resolved_at_id", "dead_letter")
+    op.drop_column("project", "publisher")
     op.drop_column("project", "head")
     with op.batch_alter_table("workflow_step") as batch:
         batch.drop_column("blocked_since")
