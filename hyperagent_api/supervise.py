@@ -22,7 +22,7 @@ from hyperagent_common.errors import Conflict, HyperagentError, NotReady
 from hyperagent_common.settings import Settings
 
 SOCKET_LIMIT = 107
-STOP_SECONDS = {"api": 8.0, "control": 10.0, "gateway": 8.0, "redis": 8.0}
+STOP_SECONDS = {"api": 8.0, "control": 10.0, "steps": 15.0, "gateway": 8.0, "redis": 8.0}
 READY_SECONDS = 90.0
 
 
@@ -161,7 +161,8 @@ class Supervisor:
             process = by_name[name].process
             if process is not None and process.poll() is None:
                 process.terminate()
-        for name, seconds in {**STOP_SECONDS, "steps": self.loaded.drain_seconds + 15}.items():
+        for name, seconds in STOP_SECONDS.items():  # what steps need to be handed over goes last
+            seconds += self.loaded.drain_seconds if name == "steps" else 0
             if name in by_name:
                 by_name[name].stop(seconds)
         subprocess.run(
