@@ -72,7 +72,7 @@ def table(home: Path, cases: list[Case]) -> list[dict[str, Any]]:
 def main() -> int:
     """0 where everybody was seen through and nobody wronged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print each case as JSON too")
+    parser.add_argument("--json", action="store_true", help="only the JSON object")
     parser.add_argument("--case", action="append", help="only these cases")
     args = parser.parse_args()
     home = Path(f"/tmp/ha-liars-{uuid.uuid4().hex[:6]}")
@@ -83,11 +83,13 @@ def main() -> int:
     for row in rows:
         ends = f"{row['expected']:7} {row['seen']:7} {row['reason']}"
         words = f"{'ok' if row['right'] else 'WRONG':6} {row['case']:32} {row['agent']:9} {ends}"
-        print(json.dumps(row) if args.json else words)
+        if not args.json:
+            print(words)
     passed = sum(row["seen"] == "done" and row["expected"] != "done" for row in rows)
     failed = sum(row["seen"] != "done" and row["expected"] == "done" for row in rows)
     wrong = [row["case"] for row in rows if not row["right"]]
-    print(json.dumps({"cases": len(rows), "false_pass": passed, "false_fail": failed, "wrong": wrong}))
+    told = [{"name": row.pop("case"), **row} for row in rows]
+    print(json.dumps({"cases": told, "false_pass": passed, "false_fail": failed, "wrong": wrong}))
     return 1 if passed or failed or wrong else 0
 
 

@@ -101,7 +101,7 @@ def test_the_truth_table_of_a_lying_agent_is_right(host: Host) -> None:
     done = subprocess.run([sys.executable, "-m", "tests.liars", "--json"], capture_output=True, text=True, cwd=ROOT, timeout=280)
     told = json.loads(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert told["cases"] >= 22
+    assert len(told["cases"]) >= 22
     assert (told["false_pass"], told["false_fail"]) == (0, 0)
 
 
