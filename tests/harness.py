@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests import parts
+
 ROOT = Path(__file__).resolve().parent.parent
 KIND = "hyperagent/plan"
 
@@ -48,6 +50,8 @@ class Host:
             "HYPERAGENT_API_PORT": self.port,
             "WORKFLOW_AGENT_PROVIDER": agent,
             "HYPERAGENT_SANDBOX": "docker",
+            "HYPERAGENT_RUNNER_IMAGE": parts.RUNNER_IMAGE,
+            "HYPERAGENT_RADICLE_IMAGE": parts.RADICLE_IMAGE,
             "HYPERAGENT_FORGE": "radicle",
             "HYPERAGENT_LEASE_SECONDS": 4,
             "HYPERAGENT_HEARTBEAT_SECONDS": 1,

@@ -15,8 +15,8 @@ import requests
 from docker.errors import DockerException, ImageNotFound
 
 RADICLE = "cli0.23.0-node0.21.1-remote0.18.1"
-RUNNER_IMAGE = "hyperagent/runner:dev"
-RADICLE_IMAGE = "hyperagent/radicle:dev"
+RUNNER_IMAGE = os.environ.get("HYPERAGENT_RUNNER_IMAGE", "hyperagent/runner:dev")
+RADICLE_IMAGE = os.environ.get("HYPERAGENT_RADICLE_IMAGE", "hyperagent/radicle:dev")
 
 
 def missing(what: str, mend: str) -> NoReturn:

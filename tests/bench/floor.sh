@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The main job by hand with a null agent: the floor HyperAgent is measured against. Everything around the agent is here
 # (clone, agent, seal, import, check, commit, push, patch), nothing that makes it a product is. One JSON line a step.
-# Needs a Docker engine, images $RUNNER and $RADICLE. usage: floor.sh WORKDIR STEPS
+# Needs a Docker engine, images of runner and Radicle. usage: floor.sh WORKDIR STEPS
 set -euo pipefail
-work=$1 steps=$2 runner=${RUNNER:-hyperagent/runner:dev} radicle=${RADICLE:-hyperagent/radicle:dev}
+work=$1 steps=$2 runner=${HYPERAGENT_RUNNER_IMAGE:-hyperagent/runner:dev} radicle=${HYPERAGENT_RADICLE_IMAGE:-hyperagent/radicle:dev}
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=host GIT_AUTHOR_EMAIL=host@localhost \
   GIT_COMMITTER_NAME=host GIT_COMMITTER_EMAIL=host@localhost
 node=ha-floor-$$

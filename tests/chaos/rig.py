@@ -50,6 +50,7 @@ class Rig:
             "HYPERAGENT_LEASE_SECONDS": LEASE, "HYPERAGENT_HEARTBEAT_SECONDS": 0.8, "HYPERAGENT_RECONCILE_SECONDS": 1,
             "HYPERAGENT_REQUEUE_AFTER": 3, "HYPERAGENT_RETRY_BACKOFF": 1, "HYPERAGENT_RETRY_BACKOFF_MAX": 2,
             "HYPERAGENT_MAX_ATTEMPTS": 100, "HYPERAGENT_VISIBILITY_TIMEOUT": 4, "HYPERAGENT_DRAIN_SECONDS": 2,
+            "HYPERAGENT_RUNNER_IMAGE": parts.RUNNER_IMAGE,
             "CHAOS_SEED": seed, "CHAOS_WITHOUT": ",".join(without), "CHAOS_KILL": kill, "CHAOS_STOP": stop,
         }  # fmt: skip
         self.engine = Engine(self.root) if sandbox == "docker" else None
