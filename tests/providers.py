@@ -41,11 +41,15 @@ asyncio.run(serve(GatewayConfig(Path(told["run_dir"]), made, (Path(told["scenari
 """
 
 
+def refused(status: int, body: str, *headers: bytes) -> bytes:
+    """An error answer with this body."""
+    lines = [b"HTTP/1.1 %d No" % status, b"Content-Type: application/json", b"Content-Length: %d" % len(body.encode()), *headers]
+    return b"\r\n".join([*lines, b"Connection: close", b"", body.encode()])
+
+
 def refusal(status: int, message: str, *headers: bytes) -> bytes:
-    """An error answer."""
-    body = json.dumps({"error": {"message": message}}).encode()
-    lines = [b"HTTP/1.1 %d No" % status, b"Content-Type: application/json", b"Content-Length: %d" % len(body), *headers]
-    return b"\r\n".join([*lines, b"Connection: close", b"", body])
+    """An error answer in OpenAI's words."""
+    return refused(status, json.dumps({"error": {"message": message}}), *headers)
 
 
 def halves(first: bytes, second: bytes) -> list[bytes | float]:

@@ -95,7 +95,7 @@ async def _answer(
     seen = entry.run.observed
     seen.requests += 1
     began, before = time.monotonic(), (seen.input, seen.output, seen.cached)
-    x = Exchange(request, gateway.session, gateway.config, entry.run, entry.purse, dialect, asked, body, len(raw), seen.requests)
+    x = Exchange(request, gateway, entry, dialect, asked, body, len(raw), seen.requests)
     status: int | None = None
     try:
         response = await answering.answer(x)

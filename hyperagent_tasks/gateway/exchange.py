@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
+from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects.base import Asked, Dialect
 from hyperagent_tasks.gateway.grants import Run
@@ -24,10 +24,8 @@ class Exchange:
     """A request and everything needed to answer it; `said` is what was answered, as text (bounded), for the call log."""
 
     request: web.Request
-    session: aiohttp.ClientSession
-    config: GatewayConfig
-    run: Run
-    purse: Purse
+    gateway: Gateway
+    entry: Entry
     dialect: Dialect
     asked: Asked
     body: dict[str, Any]
@@ -38,6 +36,21 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.outlet = Outlet(self.request, self.config.patience)
+
+    @property
+    def config(self) -> GatewayConfig:
+        """What the gateway was told."""
+        return self.gateway.config
+
+    @property
+    def run(self) -> Run:
+        """The agent run it belongs to."""
+        return self.entry.run
+
+    @property
+    def purse(self) -> Purse:
+        """Its budgets."""
+        return self.entry.purse
 
     def provider(self, at: int) -> tuple[Provider, str]:
         """The grant's provider at a place of its list, and our name of the model there."""
