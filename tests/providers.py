@@ -134,8 +134,8 @@ class Rig:
         token = new_token()
         run, sha = f"run-{token[-8:]}", hashlib.sha256(token.encode()).hexdigest()
         expires, log = datetime.now(UTC) + timedelta(minutes=5), str(self.home / f"{run}.jsonl")
-        said: dict[str, Any] = {"max_requests": 20, "expires_at": expires, **changes}
-        self.client.open(Grant(run, "attempt", sha, "step", "coder", provider, "m1", log_path=log, **said))
+        said: dict[str, Any] = {"max_requests": 20, "expires_at": expires, "model": "m1", **changes}
+        self.client.open(Grant(run, "attempt", sha, "step", "coder", provider, log_path=log, **said))
         return token, run
 
     def stop(self) -> None:

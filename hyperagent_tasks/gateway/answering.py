@@ -24,7 +24,7 @@ SAID_AS = {"rate_limit": "throttled"}
 async def answer(x: Exchange) -> web.StreamResponse:
     """Answer one request. Raises `replay.Dropped` where a script ends the connection."""
     while True:
-        at = x.run.at
+        at = x.at = x.run.at
         done = await _tries(x, at)
         if isinstance(done, web.StreamResponse):
             return done

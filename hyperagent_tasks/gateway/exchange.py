@@ -11,7 +11,7 @@ from aiohttp import web
 
 from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
-from hyperagent_tasks.gateway.dialects.base import Asked, Dialect
+from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Usage
 from hyperagent_tasks.gateway.grants import Run
 from hyperagent_tasks.gateway.purse import Purse
 
@@ -21,7 +21,8 @@ MOST_HELD = 32 << 20
 
 @dataclass
 class Exchange:
-    """A request and everything needed to answer it; `said` is what was answered, as text (bounded), for the call log."""
+    """A request and everything needed to answer it; for the call log `said` is what was answered, as text (bounded), `at` by
+    which of the grant's providers, `used` and `cost` what was paid for all its tries."""
 
     request: web.Request
     gateway: Gateway
@@ -32,6 +33,9 @@ class Exchange:
     size: int
     number: int
     said: str = ""
+    at: int = 0
+    used: Usage = field(default_factory=Usage)
+    cost: float | None = 0.0
     outlet: Outlet = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +60,13 @@ class Exchange:
         """The grant's provider at a place of its list, and our name of the model there."""
         name, model = self.run.grant.models[at]
         return self.config.providers[name], model
+
+    def book(self, used: Usage, provider: Provider, model: str) -> None:
+        """Put the tokens of one try into its books and the run's."""
+        price, was = provider.prices.get(model), self.used
+        self.purse.book(used, price)
+        self.used = Usage(was.input + used.input, was.output + used.output, was.cached + used.cached)
+        self.cost = None if price is None or self.cost is None else self.cost + price.of(used)
 
     def refusal(self, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> web.Response:
         """A refusal in the agent's dialect."""

@@ -67,7 +67,7 @@ def _book(x: Exchange, provider: Provider, model: str, meter: Meter) -> None:
         return
     used = meter.usage or estimate(x.size, meter.size)
     x.run.observed.estimated += meter.usage is None
-    x.purse.book(used, provider.prices.get(model))
+    x.book(used, provider, model)
 
 
 async def _refused(x: Exchange, reply: aiohttp.ClientResponse) -> Failure:
