@@ -12,15 +12,26 @@ from marshmallow import Schema, ValidationError, fields, validate
 from hyperagent_common import choices
 from hyperagent_common.errors import Fault
 
+PROVIDER_KINDS = ("openai", "openai-responses", "anthropic", "gemini", "replay")
+
+
+class PriceSchema(Schema):
+    """US dollars for a million tokens of a model; without `cached`, cached input costs as other input does."""
+
+    input = fields.Float(required=True, validate=validate.Range(0, 1e6))
+    output = fields.Float(required=True, validate=validate.Range(0, 1e6))
+    cached = fields.Float(validate=validate.Range(0, 1e6))
+
 
 class ProviderSchema(Schema):
-    """One model provider. `api_key_file` names a file that holds the key."""
+    """One model provider. `api_key_file` names a file that holds the key; `prices` are by our name of a model."""
 
-    kind = fields.String(required=True, validate=validate.OneOf(["openai", "replay"]))
+    kind = fields.String(required=True, validate=validate.OneOf(PROVIDER_KINDS))
     base_url = fields.String(load_default="", validate=validate.Regexp(r"^(https?://.*)?$", error="must be a http(s) URL"))
     api_key = fields.String(load_default="")
     api_key_file = fields.String(load_default="")
     models = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)
+    prices = fields.Dict(keys=fields.String(), values=fields.Nested(PriceSchema), load_default=dict)
 
 
 def _seconds(low: float = 0.1, high: float = 7 * 86400) -> fields.Float:
@@ -156,8 +167,9 @@ def cross_faults(values: Mapping[str, Any]) -> list[Fault]:
     if not values.get("api_token") and not _loopback(str(values.get("api_host", "127.0.0.1"))):
         found.append(Fault("HYPERAGENT_API_TOKEN", "must be set where api_host is not a loopback address"))
     for name, provider in values.get("providers", {}).items():
-        if provider.get("kind") == "openai" and not provider.get("base_url"):
-            found.append(Fault(f"HYPERAGENT_PROVIDERS.{name}.base_url", "must be set for a provider of kind openai"))
+        kind = provider.get("kind", "replay")
+        if kind != "replay" and not provider.get("base_url"):
+            found.append(Fault(f"HYPERAGENT_PROVIDERS.{name}.base_url", f"must be set for a provider of kind {kind}"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The gateway's configuration: model providers with their keys, and where scenarios are."""
+"""The gateway's configuration: model providers with their keys and prices, and where scenarios are."""
 
 from __future__ import annotations
 
@@ -8,21 +8,35 @@ from pathlib import Path
 
 from hyperagent_common.errors import BadSettings, Fault
 from hyperagent_common.settings import Secret, Settings
+from hyperagent_tasks.gateway.purse import Price
+
+SPEAKS = {
+    "openai": ("openai_chat", "openai_responses"),
+    "openai-responses": ("openai_responses",),
+    "anthropic": ("anthropic_messages",),
+    "gemini": ("gemini",),
+}
+"""Which dialects a provider of a kind is asked in; `replay` knows them all."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One model provider: `openai` (OpenAI-compatible, at `base_url`) or `replay` (answers from scenario files)."""
+    """One model provider: `replay` (answers from scenario files), or a kind of `SPEAKS` at `base_url`."""
 
     name: str
     kind: str
     base_url: str = ""
     api_key: Secret = Secret("")
     models: dict[str, str] = field(default_factory=dict)
+    prices: dict[str, Price] = field(default_factory=dict)
 
     def upstream_model(self, model: str) -> str:
         """The provider's own name of a model."""
         return self.models.get(model, model)
+
+    def speaks(self, dialect: str) -> bool:
+        """Whether it can be asked in this dialect."""
+        return self.kind == "replay" or dialect in SPEAKS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class GatewayConfig:
     connect_timeout: float = 10.0
     head_timeout: float = 150.0
     idle_timeout: float = 120.0
+    patience: float = 30.0
     tries: int = 3
     pause: float = 1.0
     longest_pause: float = 30.0
@@ -56,7 +71,9 @@ def from_settings(settings: Settings) -> GatewayConfig:
     faults: list[Fault] = []
     for name, said in settings.providers.items():
         key = said["api_key"] or _key(name, said["api_key_file"], faults)
-        providers[name] = Provider(name, said["kind"], said["base_url"].rstrip("/"), Secret(key), said["models"])
+        prices = {model: Price(**price) for model, price in said["prices"].items()}
+        base = said["base_url"].rstrip("/")
+        providers[name] = Provider(name, said["kind"], base, Secret(key), said["models"], prices)
     if faults:
         raise BadSettings("A provider's key cannot be read.", faults=faults)
     bundled = Path(str(resources.files("hyperagent_tasks.gateway") / "scenarios"))

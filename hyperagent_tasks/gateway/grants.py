@@ -6,18 +6,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-FAILURES = (
-    "auth",
-    "quota",
-    "rate_limit",
-    "server",
-    "context",
-    "model_not_found",
-    "transport",
-    "budget",
-    "scenario",
-    "other",
-)
 MAX_FAILURES = 100
 UNKNOWN = "unknown token"
 
@@ -26,7 +14,8 @@ UNKNOWN = "unknown token"
 class Grant:
     """Leave for one agent run to use one model. The token itself is never kept: only its sha256 (hex).
 
-    `run` counts the runs of this role in this attempt; `max_tokens` and `max_usd` are what is left of the budgets.
+    `run` counts the runs of this role in this attempt; `max_tokens` and `max_usd` are what is left of the budgets;
+    `fallback` names who goes on where the first provider fails, in order, each `provider/model`.
     """
 
     agent_run_id: str
@@ -42,6 +31,7 @@ class Grant:
     run: int = 1
     max_tokens: int | None = None
     max_usd: float | None = None
+    fallback: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -50,12 +40,21 @@ class Grant:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Grant:
         """The inverse of `to_json`. Raises `KeyError`, `TypeError`, `ValueError`."""
-        return Grant(**{**value, "expires_at": datetime.fromisoformat(value["expires_at"])})
+        fallback = tuple(str(each) for each in value.get("fallback", ()))
+        expires = datetime.fromisoformat(value["expires_at"])
+        return Grant(**{**value, "expires_at": expires, "fallback": fallback})
+
+    @property
+    def models(self) -> list[tuple[str, str]]:
+        """Provider and model of everybody who may answer, in order."""
+        split = [each.partition("/") for each in self.fallback]
+        return [(self.provider, self.model), *((provider, model) for provider, _, model in split)]
 
 
 @dataclass
 class Observed:
-    """What the gateway saw of one agent run. `input` includes `cached`; `cost` is in US dollars, None where unknown."""
+    """What the gateway saw of one agent run. `input` includes `cached`; `cost` is in US dollars, None where a price is
+    unknown; `estimated` counts answers whose tokens nobody told; `answered` counts answers by provider/model."""
 
     requests: int = 0
     input: int = 0
@@ -63,8 +62,11 @@ class Observed:
     cached: int = 0
     retries: int = 0
     cost: float | None = None
+    estimated: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    answered: dict[str, int] = field(default_factory=dict)
+    switches: list[dict[str, Any]] = field(default_factory=list)
 
     def fail(self, kind: str, message: str, status: int | None = None) -> None:
         """Note a failure; at most `MAX_FAILURES` are kept."""
@@ -80,47 +82,16 @@ class Observed:
 
 @dataclass
 class Run:
-    """A grant in force with its books; `attempts` counts tries per (turn, has tools) for the replay's faults."""
+    """A grant in force with its books; `attempts` counts tries per (turn, has tools) for the replay's faults, `at` is
+    which of the grant's providers answers now."""
 
     grant: Grant
     observed: Observed = field(default_factory=Observed)
     attempts: dict[tuple[int, bool], int] = field(default_factory=dict)
+    at: int = 0
     ended: bool = False
 
     @property
     def over(self) -> bool:
         """Ended or expired."""
         return self.ended or datetime.now(UTC) > self.grant.expires_at
-
-    def refusal(self) -> tuple[int, str] | None:
-        """Why the next request is refused: status and message, or None."""
-        if self.over:
-            return 401, UNKNOWN
-        if self.observed.requests >= self.grant.max_requests:
-            self.observed.fail("budget", f"more than {self.grant.max_requests} model requests", 400)
-            return 400, "step request budget exhausted"
-        seen = self.observed
-        if self.grant.max_tokens is not None and seen.input + seen.output >= self.grant.max_tokens:
-            seen.fail("budget", f"{seen.input + seen.output} tokens used of {self.grant.max_tokens}", 400)
-            return 400, "step token budget exhausted"
-        if self.grant.max_usd is not None and (seen.cost or 0.0) >= self.grant.max_usd:
-            seen.fail("budget", f"{seen.cost:.4f} US dollars used of {self.grant.max_usd:.4f}", 400)
-            return 400, "step cost budget exhausted"
-        return None
-
-
-def classify(status: int | None, message: str) -> str:
-    """The failure class of a provider's answer."""
-    text = message.lower()
-    if status is None or status >= 500:  # a proxy's words about a time-out are no words about the request
-        return "transport" if status is None else "server"
-    if any(word in text for word in ("insufficient_quota", "exceeded your current quota")):
-        return "quota"
-    if status == 429 and ("rate limit" in text or "rate_limit" in text):  # such a text may well advertise billing
-        return "rate_limit"
-    if status == 402 or any(word in text for word in ("billing", "credit", "usage limit")):
-        return "quota"
-    if ("context" in text and ("length" in text or "window" in text)) or "too long" in text:
-        return "context"
-    by_status = {401: "auth", 403: "auth", 404: "model_not_found", 413: "context", 429: "rate_limit"}
-    return by_status.get(status, "other")

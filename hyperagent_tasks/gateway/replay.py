@@ -8,95 +8,96 @@ from typing import Any
 
 from aiohttp import web
 
-from hyperagent_common.errors import HyperagentError
+from hyperagent_common.errors import BadInput, HyperagentError
 from hyperagent_tasks.gateway import scenario
-from hyperagent_tasks.gateway.config import GatewayConfig
-from hyperagent_tasks.gateway.dialects import openai_chat as chat
-from hyperagent_tasks.gateway.grants import Run, classify
+from hyperagent_tasks.gateway.config import Provider
+from hyperagent_tasks.gateway.dialects.base import Said, ToolCall, Usage
+from hyperagent_tasks.gateway.exchange import Exchange
+from hyperagent_tasks.gateway.failures import Failure, classify
 
 SIDE_ANSWER = "Scripted title"
+MALFORMED = b'data: {"oops": \n\n'
 
 
 class Dropped(ConnectionResetError):
-    """A scripted end of the connection."""
+    """A scripted end of the connection before or in the middle of an answer."""
 
 
-async def answer(request: web.Request, config: GatewayConfig, run: Run, body: dict[str, Any]) -> tuple[web.StreamResponse, str]:
-    """Answer one request; returns the response and the text that was said."""
-    asked = chat.read(body)
-    number = run.observed.requests
-    if not asked.tools:  # a side request such as a title: no turn of the script
-        return await _say(request, asked, number, SIDE_ANSWER, [], "stop", chat.Usage(10, 3), run, {}), SIDE_ANSWER
+class Scripted(Exception):
+    """A scripted refusal, with the headers it is to be given with."""
+
+    def __init__(self, failure: Failure, headers: dict[str, str]) -> None:
+        super().__init__(failure.message)
+        self.failure, self.headers = failure, headers
+
+
+async def answer(x: Exchange, provider: Provider, model: str) -> web.StreamResponse:
+    """Answer one request. Raises `Scripted` and, where the script ends the connection, `Dropped`."""
+    if not x.asked.tools:  # a side request such as a title: no turn of the script
+        return await _say(x, provider, model, Said(x.asked.model, x.number, SIDE_ANSWER, usage=Usage(10, 3)), {})
     try:
-        script = scenario.find(config.scenario_dirs, run.grant.model, run.grant.step_key, run.grant.role, run.grant.run)
-        fault = await _fault(run, script, asked)
-        if fault.get("status"):
-            return _refuse(run, fault["status"], fault["message"] or f"scripted fault {fault['status']}", fault), ""
-        turn = script.turn(asked.turn)
-        if turn is None:
-            raise scenario.BadInput(f"the script has no turn {asked.turn}")
-        unmet = scenario.unmet(turn["expect"], asked)
-        if unmet:
-            raise scenario.BadInput(f"turn {asked.turn}: {unmet}")
-        calls = [scenario.resolve(call, asked) for call in turn["calls"]]
+        script = _script(x, model)
+        fault = await _fault(x, script)
+        said = _said(x, script)
     except HyperagentError as error:
-        run.observed.fail("scenario", str(error), 400)
-        return web.json_response(chat.error(f"scenario: {error}", "scenario"), status=400), ""
-    finish = turn.get("finish") or ("tool_calls" if calls else "stop")
-    used = chat.Usage(**turn["usage"])
-    text = scenario.words(turn, asked)
-    said = json.dumps({"text": text, "calls": calls}, ensure_ascii=False)
-    return await _say(request, asked, number, text, calls, finish, used, run, fault), said
+        x.run.observed.fail("scenario", str(error), 400)
+        return x.refusal(400, f"scenario: {error}", "scenario")
+    return await _say(x, provider, model, said, fault)
 
 
-async def _fault(run: Run, script: scenario.Script, asked: chat.Asked) -> dict[str, Any]:
-    key = (asked.turn, bool(asked.tools))
-    run.attempts[key] = run.attempts.get(key, 0) + 1
-    fault = script.fault(asked.turn, run.attempts[key]) or {}
+def _script(x: Exchange, model: str) -> scenario.Script:
+    grant = x.run.grant
+    return scenario.find(x.config.scenario_dirs, model, grant.step_key, grant.role, grant.run)
+
+
+async def _fault(x: Exchange, script: scenario.Script) -> dict[str, Any]:
+    key = (x.asked.turn, bool(x.asked.tools))
+    x.run.attempts[key] = x.run.attempts.get(key, 0) + 1
+    fault = script.fault(x.asked.turn, x.run.attempts[key]) or {}
     await asyncio.sleep(fault.get("delay_s", 0) or fault.get("hang_s", 0))
     if fault.get("drop") or fault.get("hang_s"):
-        run.observed.fail("transport", "the provider closed the connection", None)
-        raise Dropped
+        raise Dropped("the provider closed the connection")
+    if status := fault.get("status"):
+        told = fault["message"] or f"scripted fault {status}"
+        raise Scripted(Failure(classify(status, told), told, status), fault.get("headers", {}))
     return fault
 
 
-def _refuse(run: Run, status: int, message: str, fault: dict[str, Any]) -> web.Response:
-    kind = classify(status, message)
-    run.observed.fail(kind, message, status)
-    return web.json_response(chat.error(message, kind), status=status, headers=fault.get("headers", {}))
+def _said(x: Exchange, script: scenario.Script) -> Said:
+    """This turn's answer. Raises `BadInput`."""
+    turn = script.turn(x.asked.turn)
+    if turn is None:
+        raise BadInput(f"the script has no turn {x.asked.turn}")
+    unmet = scenario.unmet(turn["expect"], x.asked)
+    if unmet:
+        raise BadInput(f"turn {x.asked.turn}: {unmet}")
+    calls = tuple(scenario.resolve(call, x.asked) for call in turn["calls"])
+    finish = turn.get("finish") or ("tool_calls" if calls else "stop")
+    return Said(x.asked.model, x.number, scenario.words(turn, x.asked), calls, finish, Usage(**turn["usage"]))
 
 
-async def _say(
-    request: web.Request,
-    asked: chat.Asked,
-    number: int,
-    text: str,
-    calls: list[tuple[str, dict[str, Any]]],
-    finish: str,
-    used: chat.Usage,
-    run: Run,
-    fault: dict[str, Any],
-) -> web.StreamResponse:
-    if not asked.stream:
-        _meter(run, used)
-        return web.json_response(chat.whole(asked.model, number, text, calls, finish, used))
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    response.force_close()
-    await response.prepare(request)
-    for index, data in enumerate(chat.chunks(asked.model, number, text, calls, finish, used)):
-        if index == fault.get("cut_after"):
-            run.observed.fail("transport", "the stream was cut", None)
-            raise Dropped
-        if index == fault.get("stall_at"):
-            await asyncio.sleep(fault["stall_s"])
-        sent = '{"oops": ' if index == fault.get("malformed") else data
-        await response.write(f"data: {sent}\n\n".encode())
-    _meter(run, used)
-    await response.write_eof()
+async def _say(x: Exchange, provider: Provider, model: str, said: Said, fault: dict[str, Any]) -> web.StreamResponse:
+    x.said = json.dumps({"text": said.text, "calls": [_shown(call) for call in said.calls]}, ensure_ascii=False)
+    if x.asked.stream:
+        response = await _stream(x, said, fault)
+    else:
+        response = web.json_response(x.dialect.whole(said))
+    x.purse.book(said.usage, provider.prices.get(model))
     return response
 
 
-def _meter(run: Run, used: chat.Usage) -> None:
-    run.observed.input += used.input
-    run.observed.output += used.output
-    run.observed.cached += used.cached
+def _shown(call: ToolCall) -> list[Any]:
+    return [call.name, dict(call.args)]
+
+
+async def _stream(x: Exchange, said: Said, fault: dict[str, Any]) -> web.StreamResponse:
+    """The events as they come, but for calls: the outlet keeps them until the answer has ended."""
+    x.outlet.patience = 0
+    for index, event in enumerate(x.dialect.events(said)):
+        if index == fault.get("cut_after"):
+            raise Dropped("the stream was cut")
+        if index == fault.get("stall_at"):
+            await asyncio.sleep(fault["stall_s"])
+        garbage = index == fault.get("malformed")
+        await x.outlet.put(MALFORMED if garbage else event.block(), call=event.call and not garbage)
+    return await x.outlet.end()

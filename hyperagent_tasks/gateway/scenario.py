@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,26 @@ import yaml
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from hyperagent_common.errors import BadInput, Fault, NotFound
-from hyperagent_tasks.gateway.dialects.openai_chat import Asked
+from hyperagent_tasks.gateway.dialects.base import Asked, ToolCall, mapping
 
 MAX_FILE = 4 << 20
-SHELL_TOOLS = ("bash", "shell", "run_shell_command", "exec_command")
-WRITE_TOOLS = {"write": ("filePath", "content"), "write_file": ("file_path", "content")}
+SHELL_TOOLS = {
+    "bash": "command",
+    "Bash": "command",
+    "run_shell_command": "command",
+    "exec_command": "cmd",
+    "shell_command": "command",
+    "shell": "command",
+    "execute_command": "command",
+}
+WRITE_TOOLS = {
+    "write": ("filePath", "content"),
+    "write_file": ("file_path", "content"),
+    "write_to_file": ("path", "content"),
+    "create": ("path", "file_text"),
+}
+LAST_WRITE_TOOL = ("Write", "file_path", "content")
+"""It refuses a file that is there and was not read first: a shell does not."""
 
 
 class CallSchema(Schema):
@@ -181,21 +197,38 @@ def words(turn: dict[str, Any], asked: Asked) -> str:
     return text
 
 
-def resolve(call: dict[str, Any], asked: Asked) -> tuple[str, dict[str, Any]]:
+def resolve(call: dict[str, Any], asked: Asked) -> ToolCall:
     """A canonical operation as a call of a tool this client offers; a raw call stays as it is."""
     if "name" in call:
-        return call["name"], call.get("args", {})
+        return ToolCall(call["name"], call.get("args", {}), call["name"] in asked.custom)
     if call["op"] == "write":
         for tool, (path_key, content_key) in WRITE_TOOLS.items():
             if tool in asked.tools:
-                path = call["path"] if call["path"].startswith("/") else f"{asked.cwd.rstrip('/')}/{call['path']}"
-                return tool, {path_key: path, content_key: call["content"]}
-    command = call.get("command") or (
-        f"cat {shlex.quote(call['path'])}"
-        if call["op"] == "read"
-        else f"printf %s {shlex.quote(call['content'])} > {shlex.quote(call['path'])}"
-    )
-    for tool in SHELL_TOOLS:
+                return ToolCall(tool, {path_key: _absolute(call["path"], asked), content_key: call["content"]})
+    for tool, key in SHELL_TOOLS.items():
         if tool in asked.tools:
-            return tool, {"command": command, "description": "scripted"}
+            return ToolCall(tool, _shell(_command(call), key, asked.tools[tool]))
+    tool, path_key, content_key = LAST_WRITE_TOOL
+    if call["op"] == "write" and tool in asked.tools:
+        return ToolCall(tool, {path_key: _absolute(call["path"], asked), content_key: call["content"]})
     raise BadInput(f"The client offers no tool for {call['op']}: {', '.join(sorted(asked.tools))}")
+
+
+def _absolute(path: str, asked: Asked) -> str:
+    return path if path.startswith("/") else f"{asked.cwd.rstrip('/')}/{path}"
+
+
+def _command(call: dict[str, Any]) -> str:
+    if call["op"] == "write":
+        parent = call["path"].rpartition("/")[0]
+        made = f"mkdir -p {shlex.quote(parent)} && " if parent else ""
+        return f"{made}printf %s {shlex.quote(call['content'])} > {shlex.quote(call['path'])}"
+    return str(call["command"]) if call["op"] == "shell" else f"cat {shlex.quote(call['path'])}"
+
+
+def _shell(command: str, key: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a shell tool as its schema has them: one name for the command or another, a text or a list."""
+    known = mapping(schema.get("properties"))
+    key = next((each for each in (key, "command", "cmd") if each in known), key)
+    said: dict[str, Any] = {key: ["bash", "-lc", command] if mapping(known.get(key)).get("type") == "array" else command}
+    return said | ({"description": "scripted"} if "description" in known else {})

@@ -37,9 +37,10 @@ from pathlib import Path
 from hyperagent_common.settings import Secret
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.server import serve
-run_dir, base, key, *names = sys.argv[1:]
+run_dir, base, key, patience, *names = sys.argv[1:]
 made = {n: Provider(n, "openai", f"{base}/{n}/v1", Secret(key)) for n in names}
-asyncio.run(serve(GatewayConfig(Path(run_dir), made, (), head_timeout=1.0, idle_timeout=1.0, pause=0.01)))
+times = {"head_timeout": 1.0, "idle_timeout": 1.0, "pause": 0.01, "patience": float(patience)}
+asyncio.run(serve(GatewayConfig(Path(run_dir), made, (), **times)))
 """
 
 
@@ -124,12 +125,12 @@ def _read_request(connection: socket.socket) -> bytes:
 
 
 class Rig:
-    """A gateway process before an `Upstream`."""
+    """A gateway process before an `Upstream`; without `patience` every answer is given on from its first event."""
 
-    def __init__(self, home: Path, upstream: Upstream) -> None:
+    def __init__(self, home: Path, upstream: Upstream, patience: float = 0) -> None:
         self.home, self.upstream, self.client = home, upstream, GatewayClient(home / "run")
         names = [*SCRIPTS, "echo"]
-        argv = [sys.executable, "-c", SERVE, str(home / "run"), upstream.base, CANARY, *names]
+        argv = [sys.executable, "-c", SERVE, str(home / "run"), upstream.base, CANARY, str(patience), *names]
         self.process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         for _ in range(200):
             with suppress(DependencyDown):

@@ -12,8 +12,12 @@ from hyperagent_common.errors import BadInput, NotFound
 from hyperagent_common.settings import Secret
 from hyperagent_tasks.gateway import calllog, scenario
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
-from hyperagent_tasks.gateway.dialects import openai_chat as chat
-from hyperagent_tasks.gateway.grants import MAX_FAILURES, Observed, classify
+from hyperagent_tasks.gateway.dialects import ALL
+from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Said, ToolCall, Usage
+from hyperagent_tasks.gateway.dialects.openai_chat import Chat
+from hyperagent_tasks.gateway.failures import classify
+from hyperagent_tasks.gateway.grants import MAX_FAILURES, Observed
+from hyperagent_tasks.gateway.meter import Meter
 
 BUNDLED = Path(scenario.__file__).parent / "scenarios"
 
@@ -38,32 +42,115 @@ def test_a_failure_has_the_class_a_person_would_give_it(status: int | None, mess
     assert classify(status, message) == kind
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {},
-        {"messages": 7},
-        {"messages": ["x", None, {"role": "user", "content": 5}]},
-        {"messages": [{"role": "assistant", "tool_calls": "yes"}, {"role": "tool", "content": [1, {"text": 2}]}]},
-        {"tools": 7},
-        {"tools": [{"function": "write"}, {"function": {"name": 3}}, 4]},
-    ],
-    ids=json.dumps,
-)
-def test_any_json_object_can_be_read(odd: dict[str, Any]) -> None:
-    assert chat.read(odd).tools == frozenset()
+ODD: list[dict[str, Any]] = [
+    {},
+    {"messages": 7, "input": 7, "contents": 7, "system": 7, "systemInstruction": 7, "instructions": 7},
+    {"messages": ["x", None, {"role": "user", "content": 5}], "contents": ["x", None, {"role": "user", "parts": 5}]},
+    {"messages": [{"role": "assistant", "tool_calls": "yes"}, {"role": "tool", "content": [1, {"text": 2}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": [], "content": {"a": 1}}]}]},
+    {"input": [{"type": [], "call_id": {}}, {"type": "function_call_output", "output": {"content": 7}}]},
+    {"contents": [{"role": "model", "parts": [{"functionCall": 7}]}, {"parts": [{"functionResponse": 7, "text": 7}]}]},
+    {"tools": 7, "generationConfig": 7, "max_tokens": "x", "max_output_tokens": True},
+    {"tools": [{"function": "write"}, {"function": {"name": 3}}, 4, {"functionDeclarations": 7}]},
+]
 
 
-@pytest.mark.parametrize("usage", [7, {"prompt_tokens": "7", "prompt_tokens_details": 3}, {"completion_tokens": -1}])
-def test_an_odd_usage_counts_nothing(usage: Any) -> None:
-    assert (chat.usage({"usage": usage}) or chat.Usage()) == chat.Usage()
+@pytest.mark.parametrize("dialect", ALL, ids=lambda d: d.name)
+@pytest.mark.parametrize("odd", ODD, ids=json.dumps)
+def test_any_json_object_can_be_read(dialect: Dialect, odd: dict[str, Any]) -> None:
+    assert dict(dialect.read(odd, {}).tools) == {}
+    for read in (dialect.usage(odd, None), dialect.told_error(odd)):
+        assert read is None
+    assert not dialect.finished(odd)
+    assert not dialect.calls(odd)
+    assert dialect.prepare(odd, "m") is not odd
+    json.dumps(dialect.last(odd))
+
+
+ODD_USAGE: list[Any] = [7, {"prompt_tokens": "7", "prompt_tokens_details": 3}, {"completion_tokens": -1}, {"input_tokens": 1.5}]
+
+
+@pytest.mark.parametrize("dialect", ALL, ids=lambda d: d.name)
+@pytest.mark.parametrize("usage", [*ODD_USAGE, {"promptTokenCount": None, "thoughtsTokenCount": True}, {}])
+def test_an_odd_usage_counts_nothing(dialect: Dialect, usage: Any) -> None:
+    assert (dialect.usage({"usage": usage, "usageMetadata": usage}, None) or Usage()) == Usage()
+
+
+@pytest.mark.parametrize("dialect", ALL, ids=lambda d: d.name)
+@pytest.mark.parametrize("finish", ["stop", "length", "tool_calls", "content_filter"])
+def test_what_a_dialect_writes_it_reads_as_usage_calls_and_an_end(dialect: Dialect, finish: str) -> None:
+    calls = (ToolCall("write", {"a": "é"}), ToolCall("patch", {"input": "*** x"}, custom=True))
+    said = Said("m", 3, "I write.", calls if finish == "tool_calls" else (), finish, Usage(100, 20, 40))
+    whole = dialect.whole(said)
+    assert (dialect.usage(whole, None), dialect.finished(whole), dialect.told_error(whole)) == (Usage(100, 20, 40), True, None)
+    meter, blocks = Meter(dialect), []
+    for event in dialect.events(said):
+        blocks += [(block, event) for block in meter.feed(event.block())]
+    assert (meter.usage, meter.ended, meter.failed) == (Usage(100, 20, 40), True, None)
+    assert b"".join(block.data for block, _ in blocks) == b"".join(event.block() for event in dialect.events(said))
+    first = next((n for n, (block, _) in enumerate(blocks) if block.call), None)
+    assert first == next((n for n, (_, event) in enumerate(blocks) if event.call), None)
+    assert (first is not None) is (finish == "tool_calls")
+
+
+@pytest.mark.parametrize("dialect", ALL, ids=lambda d: d.name)
+def test_an_error_a_dialect_writes_is_read_as_an_error(dialect: Dialect) -> None:
+    meter = Meter(dialect)
+    assert list(meter.feed(dialect.error_event("provider failed: cut", "transport").block())) == []
+    assert meter.failed is not None
+    assert dialect.told_error(dialect.error("no", "auth", 401)) is not None
 
 
 def test_the_turn_is_counted_from_the_history_so_that_a_retry_does_not_move_it() -> None:
     asked = {"role": "assistant", "tool_calls": [{"id": "a"}]}
     told = {"role": "tool", "tool_call_id": "a", "content": "wrote"}
     body = {"messages": [{"role": "user", "content": "x"}, asked, told, {"role": "assistant", "content": "hm"}]}
-    assert (chat.read(body).turn, chat.read(body).last_tool_result) == (1, "wrote")
+    read = Chat().read(body, {})
+    assert (read.turn, read.last_tool_result) == (1, "wrote")
+
+
+HISTORIES: dict[str, dict[str, Any]] = {
+    "openai_chat": {
+        "messages": [
+            {"role": "assistant", "tool_calls": [{"id": "call_1_0"}, {"id": "call_1_1"}]},
+            {"role": "tool", "tool_call_id": "call_1_0", "content": "one"},
+            {"role": "tool", "tool_call_id": "call_1_1", "content": "wrote"},
+        ]
+    },
+    "openai_responses": {
+        "input": [
+            {"type": "function_call", "call_id": "call_1_0"},
+            {"type": "function_call_output", "call_id": "call_1_0", "output": "one"},
+            {"type": "function_call", "call_id": "call_1_1"},
+            {"type": "function_call_output", "call_id": "call_1_1", "output": [{"type": "input_text", "text": "wrote"}]},
+        ]
+    },
+    "anthropic_messages": {
+        "messages": [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_call_1_0"}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_call_1_0", "content": "one"}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "toolu_call_1_1", "content": [{"type": "text", "text": "wrote"}]}
+                ],
+            },
+        ]
+    },
+    "gemini": {
+        "contents": [
+            {"role": "model", "parts": [{"functionCall": {"name": "a"}}, {"functionCall": {"name": "b"}}]},
+            {"role": "user", "parts": [{"functionResponse": {"response": {"output": "wrote"}}}]},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("dialect", ALL, ids=lambda d: d.name)
+def test_two_calls_of_one_answer_are_one_turn(dialect: Dialect) -> None:
+    read = dialect.read(HISTORIES[dialect.name], {})
+    assert read.turn == 1
+    assert "wrote" in read.last_tool_result
 
 
 def test_every_secret_is_cut_from_a_log_line_also_where_json_escapes_it(tmp_path: Path) -> None:
@@ -125,16 +212,33 @@ def test_a_wrong_scenario_is_refused_by_name(tmp_path: Path, text: str) -> None:
         scenario.load(tmp_path / "x.yaml")
 
 
+def schema(**properties: str) -> dict[str, Any]:
+    """A tool's parameters."""
+    return {"type": "object", "properties": {name: {"type": kind} for name, kind in properties.items()}}
+
+
+PRINTF = "printf %s 'it'\"'\"'s' > a.py"
+
+
 @pytest.mark.parametrize(
     ("tools", "name", "arguments"),
     [
-        ({"write", "bash"}, "write", {"filePath": "/ws/a.py", "content": "it's"}),
-        ({"write_file"}, "write_file", {"file_path": "/ws/a.py", "content": "it's"}),
-        ({"bash"}, "bash", {"command": "printf %s 'it'\"'\"'s' > a.py", "description": "scripted"}),
+        ({"write": {}, "bash": {}}, "write", {"filePath": "/ws/a.py", "content": "it's"}),
+        ({"write_file": {}}, "write_file", {"file_path": "/ws/a.py", "content": "it's"}),
+        ({"Write": {}}, "Write", {"file_path": "/ws/a.py", "content": "it's"}),
+        ({"bash": {}}, "bash", {"command": PRINTF}),
+        (
+            {"Bash": schema(command="string", description="string"), "Write": {}},
+            "Bash",
+            {"command": PRINTF, "description": "scripted"},
+        ),
+        ({"exec_command": schema(cmd="string", workdir="string")}, "exec_command", {"cmd": PRINTF}),
+        ({"shell": schema(command="array")}, "shell", {"command": ["bash", "-lc", PRINTF]}),
     ],
 )
 def test_a_canonical_write_becomes_a_call_of_what_the_client_offers(
-    tools: set[str], name: str, arguments: dict[str, Any]
+    tools: dict[str, Any], name: str, arguments: dict[str, Any]
 ) -> None:
-    asked = chat.Asked("m", True, 0, frozenset(tools), "", "", "/ws")
-    assert scenario.resolve({"op": "write", "path": "a.py", "content": "it's"}, asked) == (name, arguments)
+    asked = Asked("m", True, 0, tools, "", "", "/ws")
+    call = scenario.resolve({"op": "write", "path": "a.py", "content": "it's"}, asked)
+    assert (call.name, dict(call.args)) == (name, arguments)

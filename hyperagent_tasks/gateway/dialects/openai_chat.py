@@ -1,160 +1,129 @@
-"""The OpenAI chat-completions dialect."""
+"""The OpenAI chat-completions dialect: opencode, and most servers that call themselves OpenAI-compatible."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-PATH = "chat/completions"
+from hyperagent_tasks.gateway.dialects import base
+from hyperagent_tasks.gateway.dialects.base import Asked, Event, Said, Usage, mapping, mappings, number, text_of
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a request asks: `turn` is the number of assistant turns with answered tool calls in its history."""
+class Chat:
+    """`POST /v1/chat/completions`."""
 
-    model: str
-    stream: bool
-    turn: int
-    tools: frozenset[str]
-    user_text: str
-    last_tool_result: str
-    cwd: str
+    name = "openai_chat"
+    routes: tuple[str, ...] = ("/v1/chat/completions",)
 
+    def read(self, body: Mapping[str, Any], path: Mapping[str, str]) -> Asked:
+        """What a request asks."""
+        messages = mappings(body.get("messages"))
+        functions = [mapping(tool.get("function")) for tool in mappings(body.get("tools"))]
+        results = [m for m in messages if m.get("role") == "tool"]
+        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        return Asked(
+            model=str(body.get("model", "")),
+            stream=bool(body.get("stream")),
+            turn=sum(1 for m in messages if m.get("role") == "assistant" and m.get("tool_calls")),
+            tools=base.named((f.get("name"), f.get("parameters")) for f in functions),
+            user_text="\n".join(text_of(m.get("content")) for m in messages if m.get("role") == "user"),
+            last_tool_result=text_of(results[-1].get("content")) if results else "",
+            cwd=base.cwd(*(text_of(m.get("content")) for m in messages)),
+            most_output=base.limit(most, body.get("n")),
+        )
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer; `input` includes `cached`."""
+    def events(self, said: Said) -> Iterator[Event]:
+        """An answer as a stream."""
+        if said.text:
+            yield self._chunk(said, {"role": "assistant", "content": said.text})
+        for index, call in enumerate(_calls(said)):
+            yield self._chunk(said, {"tool_calls": [{"index": index, **call}]}, call=True)
+        yield self._chunk(said, {}, reason=said.finish, usage=_usage(said.usage))
+        yield Event("[DONE]")
 
-    input: int = 0
-    output: int = 0
-    cached: int = 0
+    def _chunk(self, said: Said, delta: dict[str, Any], *, call: bool = False, reason: str | None = None, **more: Any) -> Event:
+        choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
+        return Event(json.dumps({**_head(said, "chat.completion.chunk"), "choices": choices, **more}), call=call)
 
+    def whole(self, said: Said) -> dict[str, Any]:
+        """An answer in one piece."""
+        message: dict[str, Any] = {"role": "assistant", "content": said.text or None}
+        if said.calls:
+            message["tool_calls"] = _calls(said)
+        choices = [{"index": 0, "message": message, "finish_reason": said.finish}]
+        return {**_head(said, "chat.completion"), "choices": choices, "usage": _usage(said.usage)}
 
-def read(body: dict[str, Any]) -> Asked:
-    """Read a request. Tolerates what clients leave out; raises nothing for odd shapes."""
-    messages = _dicts(body.get("messages"))
-    tools = [_dict(t.get("function")).get("name") for t in _dicts(body.get("tools"))]
-    results = [m for m in messages if m.get("role") == "tool"]
-    return Asked(
-        model=str(body.get("model", "")),
-        stream=bool(body.get("stream")),
-        turn=sum(1 for m in messages if m.get("role") == "assistant" and m.get("tool_calls")),
-        tools=frozenset(name for name in tools if isinstance(name, str)),
-        user_text="\n".join(text_of(m) for m in messages if m.get("role") == "user"),
-        last_tool_result=text_of(results[-1]) if results else "",
-        cwd=_cwd(messages),
-    )
+    def counted(self, tokens: int) -> dict[str, Any]:
+        """There is no such request in this dialect."""
+        return {"input_tokens": tokens}
 
+    def error(self, message: str, kind: str, status: int) -> dict[str, Any]:
+        """An error's body."""
+        return {"error": {"message": message, "type": kind, "code": kind, "param": None}}
 
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    def error_event(self, message: str, kind: str) -> Event:
+        """An error in the middle of a stream."""
+        return Event(json.dumps(self.error(message, kind, 400)))
 
+    def prepare(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
+        """The request with the provider's model name, usage asked for."""
+        sent = {**body, "model": model}
+        if body.get("stream"):
+            sent["stream_options"] = {**mapping(body.get("stream_options")), "include_usage": True}
+        return sent
 
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    def url(self, base: str, model: str, stream: bool) -> str:
+        """`base` includes the version, as OpenAI's own SDKs have it."""
+        return f"{base}/chat/completions"
 
+    def headers(self, key: str) -> dict[str, str]:
+        """A bearer token."""
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
-def text_of(message: dict[str, Any]) -> str:
-    """The text of a message whose content is a string or a list of parts."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(p.get("text", "")) for p in parts if isinstance(p, dict))
+    def usage(self, answer: Mapping[str, Any], before: Usage | None) -> Usage | None:
+        """The last usage told counts: some servers tell a running one in every chunk."""
+        said = answer.get("usage")
+        if not isinstance(said, dict):
+            return before
+        cached = number(mapping(said.get("prompt_tokens_details")).get("cached_tokens"))
+        return Usage(number(said.get("prompt_tokens")), number(said.get("completion_tokens")), cached)
 
+    def finished(self, answer: Mapping[str, Any]) -> bool:
+        """A choice with its reason."""
+        return any(choice.get("finish_reason") for choice in mappings(answer.get("choices")))
 
-def _cwd(messages: Sequence[dict[str, Any]]) -> str:
-    for message in messages:
-        found = re.search(r"[Ww]orking directory:\s*(/[^\s<]+)", text_of(message))
-        if found:
-            return found[1]
-    return "/workspace"
+    def calls(self, answer: Mapping[str, Any]) -> bool:
+        """A choice that calls, in the new words or the old."""
+        found = [mapping(c.get("delta")) or mapping(c.get("message")) for c in mappings(answer.get("choices"))]
+        return any(each.get("tool_calls") or each.get("function_call") for each in found)
 
+    def told_error(self, answer: Mapping[str, Any]) -> tuple[int | None, str] | None:
+        """An `error` member."""
+        said = answer.get("error")
+        return (base.status_of(mapping(said).get("code")), base.compact(said)) if said else None
 
-def prepare(body: dict[str, Any], model: str) -> dict[str, Any]:
-    """The request as it goes upstream: the provider's model name, usage asked for."""
-    sent = {**body, "model": model}
-    if body.get("stream"):
-        sent["stream_options"] = {**_dict(body.get("stream_options")), "include_usage": True}
-    return sent
-
-
-def usage(answer: dict[str, Any]) -> Usage | None:
-    """Usage in a whole answer or one chunk of a stream, None where it tells none."""
-    said = answer.get("usage")
-    if not isinstance(said, dict):
-        return None
-    details = _dict(said.get("prompt_tokens_details"))
-    return Usage(_int(said.get("prompt_tokens")), _int(said.get("completion_tokens")), _int(details.get("cached_tokens")))
-
-
-def _int(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
-
-
-def finished(answer: dict[str, Any]) -> bool:
-    """True where this chunk says why the answer ended."""
-    choices = answer.get("choices")
-    return isinstance(choices, list) and any(isinstance(c, dict) and c.get("finish_reason") for c in choices)
-
-
-def told_error(answer: dict[str, Any]) -> tuple[int | None, str] | None:
-    """The status (None: not said) and words of an error inside an answer, None where it is none."""
-    said = answer.get("error")
-    if not said:
-        return None
-    code = _dict(said).get("code")
-    return (code if isinstance(code, int) and 400 <= code < 600 else None), json.dumps(said, ensure_ascii=False)
-
-
-def error(message: str, kind: str) -> dict[str, Any]:
-    """An error's body."""
-    return {"error": {"message": message, "type": kind, "code": kind, "param": None}}
+    def last(self, body: Mapping[str, Any]) -> Any:
+        """The newest message."""
+        return base.newest(body.get("messages"))
 
 
-def chunks(
-    model: str, number: int, text: str, calls: Sequence[tuple[str, dict[str, Any]]], finish: str, used: Usage
-) -> Iterator[str]:
-    """An answer as the data of SSE events."""
-    base = {"id": f"chatcmpl-{number}", "object": "chat.completion.chunk", "created": 1700000000, "model": model}
-
-    def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
-        return json.dumps({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **more})
-
-    if text:
-        yield chunk({"role": "assistant", "content": text})
-    for index, (name, arguments) in enumerate(calls):
-        function = {"name": name, "arguments": json.dumps(arguments)}
-        call = {"index": index, "id": f"call_{number}_{index}", "type": "function", "function": function}
-        yield chunk({"tool_calls": [call]})
-    yield chunk({}, finish, usage=_usage_json(used))
-    yield "[DONE]"
+def _head(said: Said, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{said.number}", "object": kind, "created": base.CREATED, "model": said.model}
 
 
-def whole(
-    model: str, number: int, text: str, calls: Sequence[tuple[str, dict[str, Any]]], finish: str, used: Usage
-) -> dict[str, Any]:
-    """An answer in one piece."""
-    message: dict[str, Any] = {"role": "assistant", "content": text or None}
-    if calls:
-        message["tool_calls"] = [
-            {"id": f"call_{number}_{i}", "type": "function", "function": {"name": n, "arguments": json.dumps(a)}}
-            for i, (n, a) in enumerate(calls)
-        ]
-    return {
-        "id": f"chatcmpl-{number}",
-        "object": "chat.completion",
-        "created": 1700000000,
-        "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": _usage_json(used),
-    }
+def _calls(said: Said) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": said.call_id(index),
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.args)},
+        }
+        for index, call in enumerate(said.calls)
+    ]
 
 
-def _usage_json(used: Usage) -> dict[str, Any]:
+def _usage(used: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": used.input,
         "completion_tokens": used.output,
