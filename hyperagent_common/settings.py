@@ -57,7 +57,9 @@ class Settings:
     api_token: Secret = setting(Secret(""), "Bearer token every API call must carry; empty: none.", secret=True)
     api_body_limit: int = setting(2 << 20, "Largest request body the API takes.")
     agent_provider: str = setting(
-        "auto", "Agent CLI: `auto`, `opencode`, `mock`, or `null` (benchmarks).", env="WORKFLOW_AGENT_PROVIDER"
+        "auto",
+        "Agent CLI: `auto`, `opencode`, `claude`, `codex`, `gemini`, `mock`, or `null` (benchmarks).",
+        env="WORKFLOW_AGENT_PROVIDER",
     )
     agent_model: str = setting(
         "replay/demo", "Model as `provider/model`, provider being one of `providers`.", env="WORKFLOW_AGENT_MODEL"

@@ -75,7 +75,7 @@ SCHEMA = Schema.from_dict(
         "api_url": fields.String(validate=validate.Regexp(r"^(https?://.*)?$", error="must be a http(s) URL")),
         "api_token": fields.String(),
         "api_body_limit": _count(1024, 1 << 30),
-        "agent_provider": _choice("auto", "opencode", "mock", "null"),
+        "agent_provider": _choice("auto", "opencode", "claude", "codex", "gemini", "mock", "null"),
         "agent_model": fields.String(validate=validate.Regexp(r"^[^/\s]+/\S+$", error="must read provider/model")),
         "agent_max_rounds": _count(1, 50),
         "agent_fallback": fields.List(fields.String(validate=_fallback)),

@@ -133,7 +133,7 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
         title=step.title,
         prompt=turn.prompt,
         model=turn.choice.model,
-        base_url=f"{base_url}/t/{token}/v1",
+        base_url=f"{base_url}/t/{token}",
         token=token,
         role=turn.role,
     )

@@ -113,7 +113,7 @@ def _asked(parts: Parts, draft_id: str, choice: Choice, prompt: str, ws: Path, r
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     limit = parts.settings.agent_max_requests
     parts.gateway.open(Grant(run_id, draft_id, sha, "plan", "planner", provider, model, limit, until, log, run=number))
-    base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}/v1"
+    base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner")
     parser, began = agent.parser("planner"), datetime.now(UTC)
     try:

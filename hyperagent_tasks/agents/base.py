@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 from hyperagent_tasks.runners.base import RunnerResult
 
 AgentRole = Literal["planner", "coder", "verifier"]
+Dialect = Literal["openai_chat", "openai_responses", "anthropic_messages", "gemini"]
+"""How a CLI speaks to its model provider."""
 
 
 class EndReason(StrEnum):
@@ -51,8 +53,8 @@ class AgentEvent:
 
 @dataclass(frozen=True)
 class AgentTask:
-    """What one agent run is asked to do. `base_url` is the gateway as seen from inside the sandbox; `token` the
-    phantom key the gateway knows; `model` is `provider/model`."""
+    """What one agent run is asked to do. `base_url` is the gateway as seen from inside the sandbox, the token in its path
+    and no version at its end; `token` the phantom key the gateway knows; `model` is `provider/model`."""
 
     title: str
     prompt: str
@@ -105,7 +107,10 @@ class Agent(Protocol):
     """One coding-agent CLI."""
 
     name: str
-    """`opencode` or `mock`: what WORKFLOW_AGENT_PROVIDER says."""
+    """What WORKFLOW_AGENT_PROVIDER says."""
+
+    dialect: Dialect | None
+    """How it speaks to the gateway; None where it never does."""
 
     def command(self, task: AgentTask) -> AgentCommand:
         """The command line and environment for this task; holds no real key."""

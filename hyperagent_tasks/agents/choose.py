@@ -6,6 +6,9 @@ from typing import Protocol
 
 from hyperagent_common.errors import BadInput
 from hyperagent_tasks.agents.base import Agent
+from hyperagent_tasks.agents.claude import ClaudeAgent
+from hyperagent_tasks.agents.codex import CodexAgent
+from hyperagent_tasks.agents.gemini import GeminiAgent
 from hyperagent_tasks.agents.mock import MockAgent
 from hyperagent_tasks.agents.null import NullAgent
 from hyperagent_tasks.agents.opencode import OpencodeAgent
@@ -17,7 +20,14 @@ class Factory(Protocol):
     def __call__(self, *, wrapped: bool = False) -> Agent: ...
 
 
-AGENTS: dict[str, Factory] = {"opencode": OpencodeAgent, "mock": MockAgent, "null": NullAgent}
+AGENTS: dict[str, Factory] = {
+    "opencode": OpencodeAgent,
+    "claude": ClaudeAgent,
+    "codex": CodexAgent,
+    "gemini": GeminiAgent,
+    "mock": MockAgent,
+    "null": NullAgent,
+}
 
 
 def agent(name: str, *, sandbox: str = "process") -> Agent:

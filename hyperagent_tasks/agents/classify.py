@@ -53,7 +53,9 @@ STATUSES = {
     429: EndReason.RATE_LIMIT,
 }
 
-TRANSPORT = r"connect|socket|fetch failed|econn|timed? ?out|terminated|stream|sse|pars(e|ing)|json|overloaded|high demand"
+TRANSPORT = (
+    r"connect|socket|fetch failed|econn|timed? ?out|terminated|stream|sse|pars(e|ing)|json|overloaded|high demand|empty response"
+)
 
 SENTENCES = {
     EndReason.BUDGET: "The budget of this agent run is spent",

@@ -15,5 +15,6 @@ class MockAgent(OpencodeAgent):
 
     name = "mock"
 
-    def _program(self) -> list[str]:
+    def program(self) -> list[str]:
+        """What runs the mock."""
         return ["opencode-mock"] if self._wrapped else [sys.executable, "-I", str(SCRIPT)]

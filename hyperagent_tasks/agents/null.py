@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hyperagent_tasks.agents.base import AgentCommand, AgentEvent, AgentOutcome, AgentRole, AgentTask, EndReason
+from hyperagent_tasks.agents.base import AgentCommand, AgentEvent, AgentOutcome, AgentRole, AgentTask, Dialect, EndReason
 from hyperagent_tasks.runners.base import RunnerResult
 
 SCRIPT = r"printf 'def add(a, b):\n    return a + b\n# %s\n' $(date +%s%N) >calc.py"
@@ -28,6 +28,7 @@ class NullAgent:
     """Changes calc.py."""
 
     name = "null"
+    dialect: Dialect | None = None
 
     def __init__(self, *, wrapped: bool = False) -> None:
         self._wrapped = wrapped

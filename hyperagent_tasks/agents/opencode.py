@@ -1,9 +1,7 @@
 """The adapter of opencode 1.18: one headless run, driven through the gateway, with no key but the phantom token.
 
-The prompt is a file on the CLI's standard input and never an argument: `opencode run` wraps an argument that holds a
-space in quotes and escapes the quotes in it, an argument may hold 128 KiB at most, and any process can read it.
-opencode writes its log below its data directory; `LAUNCH` makes that place a link to `$OPENCODE_LOG_DIR` before it
-starts, so that the log is there live and after a kill, while its database stays in the sandbox's own memory.
+`opencode run` would wrap a prompt argument that holds a space in quotes and escape the quotes in it; on standard input it
+arrives as it is. Its log lies below its data directory; its database stays in the sandbox's own memory.
 """
 
 from __future__ import annotations
@@ -11,27 +9,20 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from hyperagent_common.errors import BadInput, Fault
-from hyperagent_tasks.agents.base import AgentCommand, AgentRole, AgentTask
-from hyperagent_tasks.agents.stream import OpencodeParser
+from hyperagent_tasks.agents.base import AgentEvent, AgentTask, EndReason
+from hyperagent_tasks.agents.cli import LOG_DIR, CliAgent
+from hyperagent_tasks.agents.jsonl import clean
+from hyperagent_tasks.agents.stream import CliParser, count, error_code, mapping, money
+from hyperagent_tasks.runners.base import RunnerResult
 
 PROVIDER = "gateway"
-PROMPT_FILE = "prompt.txt"
-PROMPT_DIR = "/in/prompt"
-PROMPT_LIMIT = 4 << 20
 TITLE_LIMIT = 80
-LOG_DIR = "/logs"
 HEADER_TIMEOUT_MS = 600_000
 CHUNK_TIMEOUT_MS = 300_000
-
-LAUNCH = """prompt=$1; shift
-data=${XDG_DATA_HOME:-$HOME/.local/share}/opencode
-[ -z "$OPENCODE_LOG_DIR" ] || [ -e "$data/log" ] || { mkdir -p "$data" && ln -s "$OPENCODE_LOG_DIR" "$data/log"; }
-exec "$@" <"$prompt"
-"""
+READ_ONLY: Mapping[str, Mapping[str, str]] = {"coder": {}, "planner": {"edit": "deny"}, "verifier": {"edit": "deny"}}
 
 ENVIRONMENT = {
     "OPENCODE_LOG_DIR": LOG_DIR,
@@ -56,35 +47,82 @@ class ModelLimits:
     output: int = 16_384
 
 
-class OpencodeAgent:
-    """opencode, run once for one `AgentTask`. `wrapped`: under `ha-agent`, which links the sandbox to the gateway."""
+class OpencodeParser(CliParser):
+    """Reads one run of opencode (or of its mock)."""
+
+    _stop: str | None = None
+
+    def _take(self, line: dict[str, object]) -> Iterator[AgentEvent]:
+        yield from self._see_session(line.get("sessionID"), mock=line.get("mock") is True)
+        kind, part = line.get("type"), mapping(line.get("part"))
+        if kind == "text":
+            yield self._see_text(part.get("text"), part.get("messageID"))
+        elif kind == "tool_use":
+            yield self._take_tool(part)
+        elif kind == "step_finish":
+            yield self._take_step(part)
+        elif kind == "error":
+            yield self._take_error(mapping(line.get("error")))
+
+    def _take_tool(self, part: dict[str, object]) -> AgentEvent:
+        state, name = mapping(part.get("state")), clean(part.get("tool"), 128)
+        ok = state.get("status") == "completed" and name != "invalid"
+        told = state.get("output") or state.get("error")
+        return self._see_tool(part.get("callID"), ok, told if isinstance(told, str) else "", name, state.get("input"))
+
+    def _take_step(self, part: dict[str, object]) -> AgentEvent:
+        self._stop = clean(part.get("reason"), 64)
+        if self._stop in {"stop", "tool-calls"}:
+            self._failure = None  # the session went on after its error
+        tokens = mapping(part.get("tokens"))
+        cached = count(mapping(tokens.get("cache")).get("read"))
+        self._requests += 1
+        self._cached += cached
+        self._input += count(tokens.get("input")) + cached
+        self._output += count(tokens.get("output")) + count(tokens.get("reasoning"))
+        self._cost += money(part.get("cost"))
+        return self._see_usage(self._stop)
+
+    def _take_error(self, error: dict[str, object]) -> AgentEvent:
+        name, data = clean(error.get("name"), 128), mapping(error.get("data"))
+        status = count(data.get("statusCode")) or None
+        return self._see_error(name, data.get("message"), status, error_code(data.get("responseBody")), name)
+
+    def _unfinished(self, result: RunnerResult) -> tuple[EndReason, str] | None:
+        """The CLI says 0, but its last answer did not end by itself."""
+        if self._stop == "stop":
+            return None
+        if self._denied or "auto-reject" in result.stderr_tail:
+            return EndReason.REFUSED, "The agent stopped because a permission it asked for was refused."
+        if self._stop is None:
+            return EndReason.NO_CHANGE, "The agent exited with 0 without a single answer from its model."
+        if self._stop == "length":
+            return EndReason.CONTEXT, "The model's last answer was cut off at its output limit."
+        if self._stop == "content-filter":
+            return EndReason.REFUSED, "The provider's content filter stopped the model's answer."
+        if self._stop == "tool-calls":
+            return EndReason.CRASHED, "The agent exited with 0 in the middle of its work, after a tool call."
+        return EndReason.PROVIDER, f"The model's last answer broke off (finish reason: {self._stop or 'none'})."
+
+
+class OpencodeAgent(CliAgent):
+    """opencode."""
 
     name = "opencode"
+    dialect = "openai_chat"
+    parsed_by = OpencodeParser
+    environment = ENVIRONMENT
+    setup = 'keep "${XDG_DATA_HOME:-$HOME/.local/share}/opencode/log"'
 
     def __init__(self, *, wrapped: bool = False, limits: ModelLimits | None = None) -> None:
-        self._wrapped = wrapped
+        super().__init__(wrapped=wrapped)
         self._limits = limits or ModelLimits()
 
-    def command(self, task: AgentTask) -> AgentCommand:
-        """The command line, environment and prompt file. Raises `BadInput`."""
-        _refuse(task)
-        _, _, model = task.model.partition("/")
-        run = ["run", "--format", "json", "--title", ascii_title(task.title), "-m", f"{PROVIDER}/{model}"]
-        launch = ["sh", "-c", LAUNCH, self.name, f"{PROMPT_DIR}/{PROMPT_FILE}", *self._program(), *run]
-        env = {**ENVIRONMENT, "OPENCODE_CONFIG_CONTENT": json.dumps(self._config(task, model))}
-        prompt = {PROMPT_FILE: task.prompt.encode("utf-8", "replace")}
-        return AgentCommand(argv=["ha-agent", *launch] if self._wrapped else launch, env=env, files=prompt)
+    def _options(self, task: AgentTask, model: str) -> list[str]:
+        return ["run", "--format", "json", "--title", ascii_title(task.title), "-m", f"{PROVIDER}/{model}"]
 
-    def parser(self, role: AgentRole = "coder") -> OpencodeParser:
-        """A new parser for one run."""
-        return OpencodeParser(role)
-
-    def probe(self) -> Sequence[str]:
-        """argv that prints the CLI's version and exits 0."""
-        return [*self._program(), "--version"]
-
-    def _program(self) -> list[str]:
-        return ["opencode"]
+    def _env(self, task: AgentTask, model: str) -> Mapping[str, str]:
+        return {"OPENCODE_CONFIG_CONTENT": json.dumps(self._config(task, model))}
 
     def _config(self, task: AgentTask, model: str) -> Mapping[str, object]:
         limits = {"context": self._limits.context, "output": self._limits.output}
@@ -94,7 +132,7 @@ class OpencodeAgent:
             "snapshot": False,
             "compaction": {"auto": False},
             # no "ask" anywhere: it would end a headless run with exit code 0 and nothing done
-            "permission": {"*": "allow", "question": "deny", "external_directory": "deny"},
+            "permission": {"*": "allow", "question": "deny", "external_directory": "deny", **READ_ONLY[task.role]},
             "model": f"{PROVIDER}/{model}",
             "small_model": f"{PROVIDER}/{model}",
             "enabled_providers": [PROVIDER],
@@ -102,7 +140,7 @@ class OpencodeAgent:
                 PROVIDER: {
                     "npm": "@ai-sdk/openai-compatible",
                     "options": {
-                        "baseURL": task.base_url,
+                        "baseURL": f"{task.base_url}/v1",
                         "apiKey": task.token,
                         "headerTimeout": HEADER_TIMEOUT_MS,
                         "chunkTimeout": CHUNK_TIMEOUT_MS,
@@ -118,17 +156,3 @@ def ascii_title(title: str) -> str:
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
     words = " ".join(re.sub(r"[^\w .,:;#+()/-]", " ", plain).split())
     return words.lstrip("-.,:;#+()/ ")[:TITLE_LIMIT].strip() or "step"
-
-
-def _refuse(task: AgentTask) -> None:
-    """Raise `BadInput` naming everything that would make a run hopeless."""
-    provider, slash, model = task.model.partition("/")
-    faults = []
-    if not (provider and slash and model) or re.search(r"\s", task.model):
-        faults.append(Fault("model", f"{task.model!r} must read provider/model."))
-    if not task.prompt.strip():
-        faults.append(Fault("prompt", "It is empty."))
-    if len(task.prompt) > PROMPT_LIMIT:
-        faults.append(Fault("prompt", f"It has {len(task.prompt)} characters; {PROMPT_LIMIT} is the limit."))
-    if faults:
-        raise BadInput("This agent run cannot be started.", faults=faults, mend="Correct the plan or the settings.")

@@ -1,4 +1,4 @@
-"""opencode's JSON event stream: events for the live view, and one outcome decided only after the process has ended."""
+"""What the event streams of all CLIs share: bounded books of a run, and one outcome decided only after its process has ended."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ FINAL_TEXT_LIMIT = 256 << 10
 DETAIL_LIMIT = 2 << 10
 DENIED = re.compile(r"rule which prevents|rejected permission|permission (was )?(denied|rejected)", re.IGNORECASE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SESSION = re.compile(r"[\w-]{1,128}", re.ASCII)
+CALLS_LIMIT = 10_000
 
 ENDED = {
     "timeout": (EndReason.TIMED_OUT, "The agent was stopped at its deadline."),
@@ -59,19 +61,19 @@ def hide(text: str) -> str:
     return re.sub(r"/t/[^/\s\"]+", "/t/...", text)
 
 
-class OpencodeParser:
-    """Parses one run of opencode (or of its mock)."""
+class CliParser:
+    """One run of a CLI. A subclass reads its CLI's lines (`_take`) and knows its terminal event (`_unfinished`)."""
 
     def __init__(self, role: AgentRole = "coder") -> None:
         self._role = role
         self._lines = JsonLines()
         self._session: str | None = None
         self._text, self._text_of = "", ""
-        self._stop: str | None = None
         self._failure: Failure | None = None
         self._input = self._output = self._cached = self._requests = 0
         self._cost = 0.0
         self._events = self._tools = self._tools_ok = self._denied = 0
+        self._calls: dict[str, tuple[str, str]] = {}
 
     def feed(self, data: bytes) -> list[AgentEvent]:
         """Events completed by these bytes."""
@@ -93,60 +95,57 @@ class OpencodeParser:
             malformed=self._lines.malformed,
         )
 
+    def _take(self, line: dict[str, object]) -> Iterator[AgentEvent]:
+        """What one line of this CLI's stream tells."""
+        raise NotImplementedError
+
+    def _unfinished(self, result: RunnerResult) -> tuple[EndReason, str] | None:
+        """Why a CLI that exited with 0 does not itself say that all went well; None where it does."""
+        raise NotImplementedError
+
     def _read(self, line: dict[str, object]) -> Iterator[AgentEvent]:
         self._events += 1
-        session = line.get("sessionID")
-        if self._session is None and isinstance(session, str) and re.fullmatch(r"[\w-]{1,128}", session, re.ASCII):
-            self._session = session
-            yield AgentEvent("session", {"session_id": session, "mock": line.get("mock") is True})
-        kind, part = line.get("type"), mapping(line.get("part"))
-        if kind == "text":
-            yield self._take_text(part)
-        elif kind == "tool_use":
-            yield self._take_tool(part)
-        elif kind == "step_finish":
-            yield self._take_step(part)
-        elif kind == "error":
-            yield self._take_error(mapping(line.get("error")))
+        yield from self._take(line)
 
-    def _take_text(self, part: dict[str, object]) -> AgentEvent:
-        text, message = clean(part.get("text"), FINAL_TEXT_LIMIT), clean(part.get("messageID"), 128)
+    def _see_session(self, session: object, *, mock: bool = False) -> Iterator[AgentEvent]:
+        if self._session is None and isinstance(session, str) and SESSION.fullmatch(session):
+            self._session = session
+            yield AgentEvent("session", {"session_id": session, "mock": mock})
+
+    def _see_text(self, value: object, message: object) -> AgentEvent:
+        """Text of the model; what belongs to one `message` is put together, the last message is the answer."""
+        text, of = clean(value, FINAL_TEXT_LIMIT), clean(message, 128)
         if text:
-            kept = self._text if message == self._text_of else ""
-            self._text, self._text_of = (kept + text)[-FINAL_TEXT_LIMIT:], message
+            kept = self._text if of == self._text_of else ""
+            self._text, self._text_of = (kept + text)[-FINAL_TEXT_LIMIT:], of
         return AgentEvent("text", {"text": text[:TEXT_LIMIT]})
 
-    def _take_tool(self, part: dict[str, object]) -> AgentEvent:
-        state, name = mapping(part.get("state")), clean(part.get("tool"), 128)
-        told = clean(state.get("output") or state.get("error"), DETAIL_LIMIT)
-        ok = state.get("status") == "completed" and name != "invalid"
+    def _see_call(self, call: object, name: object, asked: object) -> None:
+        """A tool call whose end is told by a later event."""
+        if len(self._calls) < CALLS_LIMIT:
+            self._calls[clean(call, 128)] = (clean(name, 128), _brief(asked))
+
+    def _see_tool(self, call: object, ok: bool, told: object, name: object = None, asked: object = None) -> AgentEvent:
+        """The end of a tool call; name and input are those of `_see_call` where they are not given."""
+        known, brief = self._calls.pop(clean(call, 128), ("", ""))
+        if name is not None:
+            known, brief = clean(name, 128), _brief(asked)
+        output = clean(told if isinstance(told, str) else _brief(told), DETAIL_LIMIT)
         self._tools += 1
         self._tools_ok += ok
-        self._denied += not ok and bool(DENIED.search(told))
-        call = clean(part.get("callID"), 128)
-        return AgentEvent("tool", {"name": name, "id": call, "ok": ok, "input": _brief(state.get("input")), "output": told})
+        self._denied += not ok and bool(DENIED.search(output))
+        return AgentEvent("tool", {"name": known, "id": clean(call, 128), "ok": ok, "input": brief, "output": output})
 
-    def _take_step(self, part: dict[str, object]) -> AgentEvent:
-        self._stop = clean(part.get("reason"), 64)
-        if self._stop in {"stop", "tool-calls"}:
-            self._failure = None  # the session went on after its error
-        tokens = mapping(part.get("tokens"))
-        cached = count(mapping(tokens.get("cache")).get("read"))
-        self._requests += 1
-        self._cached += cached
-        self._input += count(tokens.get("input")) + cached
-        self._output += count(tokens.get("output")) + count(tokens.get("reasoning"))
-        self._cost += money(part.get("cost"))
-        said = {"input": self._input, "output": self._output, "cached": self._cached, "stop": self._stop}
+    def _see_usage(self, stop: str | None) -> AgentEvent:
+        said = {"input": self._input, "output": self._output, "cached": self._cached, "stop": stop}
         return AgentEvent("usage", said)
 
-    def _take_error(self, error: dict[str, object]) -> AgentEvent:
-        name, data = clean(error.get("name"), 128), mapping(error.get("data"))
-        message = hide(clean(data.get("message"), DETAIL_LIMIT))
-        status = count(data.get("statusCode")) or None
-        reason = classify(status, message, _code(data.get("responseBody")), name)
-        self._failure = Failure(reason, sentence(reason, status, message[:400]))
-        return AgentEvent("error", {"name": name, "message": message, "status": status, "reason": str(reason)})
+    def _see_error(self, name: str, message: object, status: int | None, *codes: str) -> AgentEvent:
+        """An error that ends the run unless something follows it."""
+        told = hide(clean(message, DETAIL_LIMIT))
+        reason = classify(status, told, *codes)
+        self._failure = Failure(reason, sentence(reason, status, told[:400]))
+        return AgentEvent("error", {"name": name, "message": told, "status": status, "reason": str(reason)})
 
     def _judge(self, result: RunnerResult, changed: bool | None) -> tuple[EndReason, str]:
         if result.ended in ENDED:
@@ -155,23 +154,7 @@ class OpencodeParser:
             return self._failure.reason, self._failure.sentence
         if result.exit_code != 0:
             return EndReason.CRASHED, _exit_sentence(result)
-        if self._stop != "stop":
-            return self._unfinished(result)
-        return self._done(changed)
-
-    def _unfinished(self, result: RunnerResult) -> tuple[EndReason, str]:
-        """The CLI says 0, but its last answer did not end by itself."""
-        if self._denied or "auto-reject" in result.stderr_tail:
-            return EndReason.REFUSED, "The agent stopped because a permission it asked for was refused."
-        if self._stop is None:
-            return EndReason.NO_CHANGE, "The agent exited with 0 without a single answer from its model."
-        if self._stop == "length":
-            return EndReason.CONTEXT, "The model's last answer was cut off at its output limit."
-        if self._stop == "content-filter":
-            return EndReason.REFUSED, "The provider's content filter stopped the model's answer."
-        if self._stop == "tool-calls":
-            return EndReason.CRASHED, "The agent exited with 0 in the middle of its work, after a tool call."
-        return EndReason.PROVIDER, f"The model's last answer broke off (finish reason: {self._stop or 'none'})."
+        return self._unfinished(result) or self._done(changed)
 
     def _done(self, changed: bool | None) -> tuple[EndReason, str]:
         """The CLI and its model both say all is well; look whether anything was done (row A5)."""
@@ -198,7 +181,7 @@ def _brief(value: object) -> str:
         return ""
 
 
-def _code(body: object) -> str:
+def error_code(body: object) -> str:
     """`error.code` (or `error.type`) of a provider's JSON answer where this is one we know."""
     try:
         error = mapping(mapping(json.loads(clean(body, 64 << 10) or "{}")).get("error"))

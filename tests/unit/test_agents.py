@@ -13,7 +13,7 @@ from hyperagent_tasks.agents.classify import classify
 from hyperagent_tasks.agents.opencode import OpencodeAgent, ascii_title
 
 TOKEN = "hap-phantom-0123456789abcdef"
-BASE = f"http://127.0.0.1:3128/t/{TOKEN}/v1"
+BASE = f"http://127.0.0.1:3128/t/{TOKEN}"
 
 
 def asked(prompt: str = "Mend add.", title: str = "Mend add", model: str = "replay/demo") -> AgentTask:
@@ -41,7 +41,7 @@ def test_nothing_can_ask_a_question_and_no_key_is_there_but_the_phantom() -> Non
     env = OpencodeAgent().command(asked()).env
     config = json.loads(env["OPENCODE_CONFIG_CONTENT"])
     assert config["permission"] == {"*": "allow", "question": "deny", "external_directory": "deny"}
-    assert config["provider"]["gateway"]["options"]["baseURL"] == BASE
+    assert config["provider"]["gateway"]["options"]["baseURL"] == f"{BASE}/v1"
     assert config["provider"]["gateway"]["options"]["apiKey"] == TOKEN
     assert not [name for name in env if "KEY" in name or "SECRET" in name]
 

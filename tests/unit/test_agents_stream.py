@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.agents.jsonl import LINE_LIMIT, JsonLines
-from hyperagent_tasks.agents.stream import OpencodeParser
+from hyperagent_tasks.agents.opencode import OpencodeParser
 from hyperagent_tasks.runners.base import Ended, RunnerResult
 
 STREAMS = Path(__file__).with_name("streams")
