@@ -191,14 +191,31 @@ class ProjectSchema(Schema):
     id = fields.String()
     name = fields.String()
     description = fields.String()
-    path = fields.String(attribute="source")
+    source = fields.String()
+    path = fields.Function(lambda row: row.source)
     default_branch = fields.String()
+    remote = fields.Function(lambda row: row.rid)
     state = fields.String()
+    version = fields.Integer()
     faults = fields.List(fields.Dict())
     rid = fields.String(allow_none=True)
     forge = fields.String(allow_none=True)
     settings = fields.Dict()
     created_at = fields.AwareDateTime()
+
+
+class TriggerEventSchema(Schema):
+    """A comment or push that triggers were asked about."""
+
+    id = fields.String()
+    kind = fields.String()
+    subject = fields.String()
+    author = fields.String()
+    rule = fields.String()
+    outcome = fields.String()
+    reason = fields.String()
+    workflow_id = fields.String(allow_none=True)
+    at = fields.AwareDateTime()
 
 
 class DeadLetterSchema(Schema):

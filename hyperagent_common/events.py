@@ -51,6 +51,8 @@ class EventKind(StrEnum):
     PATCH_OPENED = "patch.opened"
     PATCH_REVISED = "patch.revised"
     PATCH_FOUND = "patch.found"
+    TRIGGER_FIRED = "trigger.fired"
+    TRIGGER_REFUSED = "trigger.refused"
 
 
 def record(

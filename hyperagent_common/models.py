@@ -81,7 +81,7 @@ def _fk(target: str, *, nullable: bool = False, index: bool = True) -> Mapped[An
 
 
 class Project(Base):
-    """A repository that workflows work on. `source` is the path it was registered from, on the host `publisher`.
+    """A repository that workflows work on. `source` is the path or Radicle id it was registered from, on the host `publisher`.
 
     That host's forge identity owns the project's patches, so only it publishes; any host does the work before.
     """
@@ -100,6 +100,8 @@ class Project(Base):
     settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
     head: Mapped[str | None] = mapped_column(String(64))
     publisher: Mapped[str | None] = mapped_column(String(64))
+    version: Mapped[int] = mapped_column(default=1)
+    removed_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 

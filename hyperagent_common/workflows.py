@@ -22,7 +22,8 @@ from hyperagent_common.states import ProjectState, StepState, StepView, Workflow
 
 def project(session: Session, name: str) -> models.Project:
     """The project called `name`, ready for workflows. Raises `NotFound`, `BadInput`."""
-    found = session.scalar(select(models.Project).where(models.Project.name == name))
+    query = select(models.Project).where(models.Project.name == name, models.Project.removed_at.is_(None))
+    found = session.scalar(query.with_for_update(read=True, key_share=True))  # whoever removes it waits for us, or we for them
     if found is None:
         mend = "Register it first: `hyperagent project add NAME PATH`."
         raise NotFound(f"There is no project {name!r}.", faults=[Fault("project", "is not registered")], mend=mend)

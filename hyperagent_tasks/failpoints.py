@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-NAMES = ("after_claim", "after_agent", "after_seal", "after_commit", "after_push", "after_publish", "before_finish")
+NAMES = ("after_claim", "after_agent", "after_seal", "after_commit", "after_push", "after_publish", "before_finish", "in_trigger")
 
 
 def failpoint(name: str) -> None:

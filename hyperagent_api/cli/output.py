@@ -57,6 +57,11 @@ def emit(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
+def plain(text: object) -> str:
+    """Text from elsewhere on one line, control characters shown and not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def words(text: str) -> None:
     """A sentence for a person, on stderr."""
     click.echo(text, err=True)
@@ -91,6 +96,8 @@ SENTENCES: dict[str, str] = {
     "step.cancelled": "cancelled",
     "step.retried": "is retried",
     "dead_letter.resolved": "dead letter {resolution}",
+    "trigger.fired": "started by the trigger {rule} of {project}: {subject}",
+    "trigger.refused": "{count} events of {project} started nothing: {reason}",
     "workflow.paused": "paused {reason}",
     "workflow.resumed": "resumed",
     "workflow.cancelled": "cancelled {reason}",
@@ -110,4 +117,4 @@ def sentence(event: dict[str, Any], keys: dict[str, str]) -> str:
     facts["latency"] = "?" if latency is None else f"{latency / 1000:.1f} s"
     text = SENTENCES.get(event["kind"], event["kind"]).format_map(facts)
     step = keys.get(event.get("step_id") or "", "")
-    return f"{event['at'][11:19]}  {step:16} {' '.join(text.split())}"
+    return plain(f"{event['at'][11:19]}  {step:16} {' '.join(text.split())}")

@@ -150,6 +150,7 @@ def _submitted(settings: Settings, body: dict[str, Any], key: str | None) -> tup
         if before is not None:
             return before.id, None
         warnings = readiness.require(session, settings)
+        warnings += readiness.require_forge(session, settings, project) if not warnings else []
         made = workflows.submit(
             session,
             flask.current_app.extensions["queue"],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,68 @@ class PatchView:
     revisions: Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A key that acts for this host: `role` is `publisher`, or who else has one."""
+
+    role: str
+    did: str
+    alias: str | None
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A peer that keeps a repository: `synced`, `outOfSync` or `unknown`; `at` in milliseconds since 1970."""
+
+    nid: str
+    status: str
+    at: int | None
+
+
+@dataclass(frozen=True)
+class RepositoryStanding:
+    """How a repository stands on this host's node. `head` is empty where its delegates do not agree on one."""
+
+    rid: str
+    registered: bool
+    default_branch: str = ""
+    head: str = ""
+    seeds: Sequence[Seed] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Node, sessions and repositories of this host; `since` in seconds since 1970."""
+
+    nid: str
+    since: float | None
+    sessions: Sequence[Mapping[str, Any]] = ()
+    repositories: Mapping[str, RepositoryStanding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a listener compares: canonical heads, the DIDs whose own branch is there, a fingerprint of each patch."""
+
+    did: str
+    delegates: Sequence[str] = ()
+    branches: Mapping[str, str] = field(default_factory=dict)
+    pushed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    patches: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comment:
+    """A comment on a patch, its body cut; `at` is what its author's clock said, in milliseconds since 1970."""
+
+    patch: str
+    id: str
+    author: str
+    at: int
+    body: str
+
+
 class Forge(Protocol):
     """Where patches go."""
 
@@ -104,3 +167,27 @@ class Forge(Protocol):
 
     def patch(self, rid: str, patch_id: str) -> PatchView | None:
         """Read one patch back, or None."""
+
+    def fetch(self, rid: str, *, seconds: float) -> Registration:
+        """Have a repository of the network here, or nothing of it. Raises `ForgeRefused`, `DependencyDown`, `BadInput`."""
+
+    def storage(self, rid: str) -> Path:
+        """The bare repository in which the forge keeps `rid`, to read its default branch from."""
+
+    def identities(self) -> list[Identity]:
+        """Every identity of this host on the forge, also where no node runs."""
+
+    def version(self) -> str | None:
+        """The forge's version, where it is known."""
+
+    def standing(self, rids: Sequence[str]) -> Standing:
+        """Node, peers and repositories as they stand. Raises `DependencyDown`."""
+
+    def activity(self, rid: str, branches: Sequence[str]) -> Activity:
+        """What changed or not since somebody looked. Raises `DependencyDown`, `ForgeRefused`."""
+
+    def comments(self, rid: str, patches: Sequence[str]) -> Iterator[Comment]:
+        """The comments of these patches, oldest first in each."""
+
+    def events(self) -> AbstractContextManager[Iterator[dict[str, Any]]]:
+        """What happens at the node from now on. Raises `DependencyDown`, also when the node goes away."""

@@ -20,12 +20,13 @@ from hyperagent_tasks.radicle import home as homes
 from hyperagent_tasks.radicle import node
 from hyperagent_tasks.radicle.base import ForgeHealth, PatchView, Published, PublishSpec, Registration
 from hyperagent_tasks.radicle.executor import Executor, wait_until
+from hyperagent_tasks.radicle.watching import Watching
 
 ANNOUNCED_ANYWAY = {"node-down", "no-peer", "sync-timeout"}
 PUBLISH_WAIT = 0.5
 
 
-class RadicleForge:
+class RadicleForge(Watching):
     """Publishes to this host's Radicle node."""
 
     name = "radicle"
@@ -51,6 +52,7 @@ class RadicleForge:
         """The home is fit and the node answers."""
         if not homes.inspect(self._home, passphrase=self._passphrase):
             raise NotReady(f"The Radicle home {self._home} has no identity yet.", mend="`hyperagent up` makes it.")
+        homes.room(self._home)
         node.ask(self._home, "status")
 
     def start(self) -> ForgeHealth:

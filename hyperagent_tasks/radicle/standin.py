@@ -10,12 +10,23 @@ import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import BadInput, Fault, ForgeRefused
-from hyperagent_tasks.radicle.base import ForgeHealth, PatchView, Published, PublishSpec, Registration
+from hyperagent_common.errors import BadInput, DependencyDown, Fault, ForgeRefused
+from hyperagent_tasks.radicle.base import (
+    Activity,
+    Comment,
+    ForgeHealth,
+    Identity,
+    PatchView,
+    Published,
+    PublishSpec,
+    Registration,
+    RepositoryStanding,
+    Standing,
+)
 
 log = logging.getLogger(__name__)
 NOTICE = "stand-in forge: nothing leaves this machine"
@@ -101,6 +112,49 @@ class StandInForge:
             return None
         revisions = tuple((r[0], r[1]) for r in entry["revisions"])
         return PatchView(patch_id, entry["title"], entry["body"], entry["state"], "stand-in", revisions)
+
+    def fetch(self, rid: str, *, seconds: float) -> Registration:
+        """There is no network here: only what was noted is there."""
+        found = self.registration(rid)
+        if found is None:
+            told = f"The stand-in forge knows no network, so {rid} cannot be fetched."
+            raise ForgeRefused(told, mend="Register a local repository, or install Radicle.")
+        return found
+
+    def storage(self, rid: str) -> Path:
+        """It keeps no repositories."""
+        raise ForgeRefused("The stand-in forge keeps no repositories.", mend="Register a local repository.")
+
+    def identities(self) -> list[Identity]:
+        """It signs nothing."""
+        return []
+
+    def version(self) -> str | None:
+        """It has none."""
+        return None
+
+    def standing(self, rids: Sequence[str]) -> Standing:
+        """No node, no peers."""
+        known = {rid: self.registration(rid) for rid in rids}
+        found = {
+            rid: RepositoryStanding(rid, reg is not None, reg.default_branch if reg else "", reg.head if reg else "")
+            for rid, reg in known.items()
+        }
+        return Standing("", None, (), found)
+
+    def activity(self, rid: str, branches: Sequence[str]) -> Activity:
+        """Nobody else is here, so nothing happens."""
+        return Activity(did="")
+
+    def comments(self, rid: str, patches: Sequence[str]) -> Iterator[Comment]:
+        """None."""
+        return iter(())
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """There is no node to listen to."""
+        raise DependencyDown("The stand-in forge has no node to listen to.")
+        yield iter(())
 
     def retitle(self, rid: str, patch_id: str, title: str) -> None:
         """What a person does with `rad patch edit`."""
