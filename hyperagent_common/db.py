@@ -14,6 +14,7 @@ from sqlalchemy import Engine, create_engine, event, func, inspect, literal_colu
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from hyperagent_common import patch_models  # noqa: F401  every table is known where there is a database
 from hyperagent_common.errors import DependencyDown, NotReady
 from hyperagent_common.models import Base
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import DependencyDown
+from hyperagent_common.errors import NodeDown
 
 MAX_ANSWER = 16 << 20
 SOCKET_LIMIT = 107
@@ -20,7 +20,7 @@ def socket_path(home: Path) -> Path:
 
 
 def ask(home: Path, command: str, *, timeout: float = 2.0, **fields: object) -> Any:
-    """One question to the node of `home`. Raises `DependencyDown` where it does not answer in `timeout` seconds."""
+    """One question to the node of `home`. Raises `NodeDown` where it does not answer in `timeout` seconds."""
     try:
         with socket.socket(socket.AF_UNIX) as wire:
             wire.settimeout(timeout)
@@ -28,9 +28,9 @@ def ask(home: Path, command: str, *, timeout: float = 2.0, **fields: object) -> 
             wire.sendall(json.dumps({"command": command, **fields}).encode() + b"\n")
             answer = json.loads(wire.makefile("rb").readline(MAX_ANSWER))
     except (OSError, ValueError) as error:
-        raise DependencyDown(f"The Radicle node of {home} does not answer.", mend=MEND) from error
+        raise NodeDown(f"The Radicle node of {home} does not answer.", mend=MEND) from error
     if isinstance(answer, dict) and "error" in answer:
-        raise DependencyDown(f"The Radicle node refused {command}: {answer['error']}", mend=MEND)
+        raise NodeDown(f"The Radicle node refused {command}: {answer['error']}", mend=MEND)
     return answer
 
 
