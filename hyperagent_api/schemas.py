@@ -7,6 +7,7 @@ from typing import Any
 import flask
 from marshmallow import Schema, fields
 
+from hyperagent_api.patch_schemas import PatchSchema, PatchSkipSchema
 from hyperagent_common import models
 
 
@@ -119,29 +120,6 @@ class WorkflowStepSchema(Schema):
     attempts = fields.List(fields.Nested(StepAttemptSchema))
 
 
-class PatchEventSchema(Schema):
-    """Something that happened to the patch."""
-
-    kind = fields.String()
-    step_id = fields.String(allow_none=True)
-    revision_id = fields.String(allow_none=True)
-    commit = fields.String()
-    announced = fields.Boolean()
-    synced_with = fields.Integer()
-    at = fields.AwareDateTime()
-
-
-class PatchSchema(Schema):
-    """The workflow's one patch."""
-
-    forge = fields.String()
-    rid = fields.String()
-    patch_id = fields.String(allow_none=True)
-    head = fields.String(allow_none=True)
-    published_at = fields.AwareDateTime()
-    events = fields.List(fields.Nested(PatchEventSchema))
-
-
 class ArtifactSchema(Schema):
     """A stored file: where it is, and where to fetch it."""
 
@@ -180,6 +158,7 @@ class WorkflowSchema(WorkflowListedSchema):
     plan = fields.Function(lambda row: {"kind": row.plan.kind, "title": row.plan.title, "digest": row.plan.digest})
     steps = fields.List(fields.Nested(WorkflowStepSchema))
     patch = fields.Nested(PatchSchema, allow_none=True)
+    patch_skip = fields.Nested(PatchSkipSchema, allow_none=True)
     artifacts = fields.List(fields.Nested(ArtifactSchema))
     parts = fields.Function(lambda row: parts_of(row))
     warnings = fields.List(fields.String(), attribute="_warnings")

@@ -304,7 +304,8 @@ class CheckResult(Base):
 
 
 class Patch(Base):
-    """The one patch of a workflow. `published_at` is fixed before the first try, so that opening is idempotent."""
+    """The one patch of a workflow. `published_at` is fixed before the first try, so that opening is idempotent; `bodies`
+    are sha256 digests of the descriptions we meant to write: another one is a person's."""
 
     __tablename__ = "patch"
     id: Mapped[str] = _pk()
@@ -314,12 +315,13 @@ class Patch(Base):
     published_at: Mapped[datetime]
     patch_id: Mapped[str | None] = mapped_column(String(64))
     head: Mapped[str | None] = mapped_column(String(64))
+    bodies: Mapped[list[str]] = mapped_column(default=list)
     workflow: Mapped[Workflow] = relationship(back_populates="patch")
     events: Mapped[list[PatchEvent]] = relationship(order_by="PatchEvent.id")
 
 
 class PatchEvent(Base):
-    """Something that happened to a patch: opened, revised, found."""
+    """Something that happened to a patch: opened, revised, found, reviewed, held (by a peer)."""
 
     __tablename__ = "patch_event"
     id: Mapped[str] = _pk()

@@ -18,6 +18,8 @@ RECONCILE = "hyperagent.reconcile"
 REGISTER = "hyperagent.register_project"
 CHANGE = "hyperagent.change_project"
 DRAFT = "hyperagent.draft_plan"
+CATCH_UP = "hyperagent.catch_up"
+CATCH_UP_EXPIRES = 600
 STEPS = "steps"
 CONTROL = "control"
 
@@ -83,6 +85,12 @@ def signature(app: Celery, name: str, *args: object) -> Signature:
 def host_queue(instance: str, of: str = STEPS) -> str:
     """The queue of what only one host can do."""
     return f"{of}.{instance}"
+
+
+def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
+    """Ask the host that publishes a project to do what its patches still wait for; any host where none is named."""
+    to = host_queue(publisher) if publisher else STEPS
+    signature(app, CATCH_UP, project_id).set(queue=to, expires=CATCH_UP_EXPIRES).apply_async()
 
 
 def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]], to: str = "") -> None:

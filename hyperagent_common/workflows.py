@@ -11,7 +11,7 @@ from celery import Celery
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hyperagent_common import db, events, models, queue, states
+from hyperagent_common import db, events, models, patches, queue, states
 from hyperagent_common.errors import BadInput, Conflict, Fault, NotFound
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
@@ -177,6 +177,8 @@ def _settle(session: Session, workflow: Workflow, moment: datetime) -> None:
     workflow.state, workflow.finished_at, workflow.version = state, moment, workflow.version + 1
     failed = next((s for s in workflow.steps if s.state == StepState.FAILED), None)
     workflow.reason = f"Step {failed.key} failed: {failed.reason}" if failed else None
+    if state is not WorkflowState.DONE:
+        patches.ended_without(session, workflow, moment)
     events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=workflow.id, at=moment, state=str(state))
 
 

@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 
 from hyperagent_common import db, queue, settings, telemetry, workflows
 from hyperagent_common.errors import BadSettings, Transient
-from hyperagent_tasks import heartbeat, planning, projects, steps, upkeep
+from hyperagent_tasks import catchup, heartbeat, planning, projects, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.parts import instance as this_host
@@ -72,6 +72,12 @@ def change_project(change_id: str) -> None:
 def draft_plan(draft_id: str) -> None:
     """Let a planner agent write a plan."""
     planning.draft(PARTS, draft_id)
+
+
+@app.task(name=queue.CATCH_UP)
+def catch_up(project_id: str) -> None:
+    """Do what a project's patches still wait for."""
+    catchup.catch_up(PARTS, project_id)
 
 
 @app.task(name=queue.RECONCILE, bind=True)

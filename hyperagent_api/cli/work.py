@@ -13,7 +13,7 @@ import click
 import yaml
 
 from hyperagent_api import bodies
-from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, sentence, words
+from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, patch_lines, sentence, words
 from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
@@ -138,8 +138,7 @@ def summary(workflow: dict[str, Any]) -> str:
         lines += [f"            {line}" for attempt in step["attempts"][-1:] for line in said(attempt)]
         if step["reason"] and step["state"] != "done":
             lines += [f"            {line}" for line in step["reason"].splitlines()]
-    patch = workflow["patch"]
-    lines.append(f"patch {patch['patch_id']} on {patch['rid']} ({patch['forge']})" if patch else "no patch")
+    lines += patch_lines(workflow)
     if workflow["reason"]:
         lines.append(f"reason: {workflow['reason'].splitlines()[0]}")
     return "\n".join(lines)

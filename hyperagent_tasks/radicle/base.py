@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from hyperagent_common.errors import HyperagentError
+
 
 @dataclass(frozen=True)
 class ForgeHealth:
@@ -38,7 +40,8 @@ class Registration:
 class PublishSpec:
     """One push of a workflow's branch. `published_at` is recorded before the first try and never changes, so that
     opening is idempotent; `patch_id` is what the database knows (None: none yet); `heads` are all commits of this
-    workflow so far, oldest first, the last is what is pushed."""
+    workflow so far, oldest first, the last is what is pushed. `ours` are sha256 digests of the descriptions we may have
+    written before: any other description is a person's, and stays."""
 
     repo: Path
     rid: str
@@ -49,6 +52,16 @@ class PublishSpec:
     body: str
     published_at: datetime
     patch_id: str | None = None
+    ours: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Announced:
+    """Whether peers were told and how many hold everything of the repository; `trouble` says why none does yet."""
+
+    announced: bool
+    synced_with: int
+    trouble: HyperagentError | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,39 @@ class Published:
     revision_id: str
     head: str
     did: Literal["opened", "revised", "found"]
-    announced: bool
-    synced_with: int
+    spread: Announced
+
+
+@dataclass(frozen=True)
+class ReviewSpec:
+    """A verdict to be said on one revision of a patch, under the reviewer's own identity."""
+
+    rid: str
+    patch_id: str
+    revision_id: str
+    verdict: Literal["accept", "reject"]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """The review as the forge holds it, read back from it."""
+
+    review_id: str
+    reviewer: str
+    did: Literal["reviewed", "edited", "found"]
+    spread: Announced
+
+
+@dataclass(frozen=True)
+class ReviewView:
+    """A review of one revision as the forge tells it."""
+
+    review_id: str
+    reviewer: str
+    revision_id: str
+    verdict: str | None
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +117,7 @@ class PatchView:
     state: str
     author: str
     revisions: Sequence[tuple[str, str]]
+    reviews: Sequence[ReviewView] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +131,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Seed:
-    """A peer that keeps a repository: `synced`, `outOfSync` or `unknown`; `at` in milliseconds since 1970."""
+    """A peer that keeps a repository: `synced`, `outOfSync` or `unknown`; `at` in seconds since 1970."""
 
     nid: str
     status: str
@@ -164,6 +209,13 @@ class Forge(Protocol):
     def publish(self, spec: PublishSpec) -> Published:
         """Push the branch and open or revise its one patch, looking before doing: safe to repeat after any crash.
         Raises `PushFailed` (may pass) or `ForgeRefused` (will not)."""
+
+    def review(self, spec: ReviewSpec) -> Reviewed:
+        """Say a verdict on a revision under the reviewer's own identity, made where it is missing; looking before doing.
+        There is one review a revision: another text replaces it. Raises `PushFailed` or `ForgeRefused`."""
+
+    def announce(self, rid: str) -> Announced:
+        """Tell peers again about what was pushed to a repository, and how many hold it. Raises `PushFailed`."""
 
     def patch(self, rid: str, patch_id: str) -> PatchView | None:
         """Read one patch back, or None."""

@@ -84,6 +84,11 @@ def _identity(home: Path, passphrase: bool) -> bool:
     return True
 
 
+def encrypted(home: Path) -> bool:
+    """Whether the home's key has a passphrase. Raises `NotReady` where it cannot be read."""
+    return _encrypted(home / "keys" / "radicle")
+
+
 def _encrypted(secret: Path) -> bool:
     try:
         body = "".join(secret.read_text().split("-----")[2].split())

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import DependencyDown, HyperagentError
+from hyperagent_common.errors import HyperagentError, KeyLocked, NoPeer, NotRegistered
 from hyperagent_tasks.radicle import home as homes
 from hyperagent_tasks.radicle import node
 from hyperagent_tasks.radicle.base import Activity, Comment, Identity, Registration, RepositoryStanding, Seed, Standing
@@ -28,7 +28,10 @@ class Watching:
 
     def fetch(self, rid: str, *, seconds: float) -> Registration:
         """Have a repository of the network here within `seconds`, or nothing of it."""
-        said = self._helper("fetch", {"rid": rid, "wait": seconds})
+        try:
+            said = self._helper("fetch", {"rid": rid, "wait": seconds})
+        except NoPeer as error:  # unlike after a push, nothing is kept that could arrive by itself
+            raise NotRegistered(error.message, mend=error.mend) from error
         return Registration(str(said["rid"]), str(said["default_branch"]), str(said["head"]))
 
     def storage(self, rid: str) -> Path:
@@ -37,8 +40,9 @@ class Watching:
 
     def identities(self) -> list[Identity]:
         """Who acts for this host, known also where no node runs."""
-        did = homes.did(self._home)
-        return [Identity("publisher", did, homes.alias(self._home))] if did else []
+        reviewer = self._home / homes.OWN / "reviewer"
+        found = [(role, homes.did(home), homes.alias(home)) for role, home in (("publisher", self._home), ("verifier", reviewer))]
+        return [Identity(role, did, alias) for role, did, alias in found if did]
 
     def version(self) -> str | None:
         """Radicle's version, where somebody knows it."""
@@ -72,15 +76,14 @@ class Watching:
         with node.subscribed(self._home, EVENT_LINE) as lines:
             yield lines
 
-    def unlocked(self) -> HyperagentError | None:
-        """Why the passphrase does not open the key, or None."""
-        try:
-            self._helper("unlock", {})
-        except DependencyDown:
-            return None  # nobody there to try it
-        except HyperagentError as error:
-            return error
-        return None
+    def unlock(self) -> None:
+        """Raise `KeyLocked` where the passphrase does not open the key; the node, which needs it, says only that it failed."""
+        done = self._executor.once(["rad-push", "unlock", "--json"])
+        if '"key-locked"' in done.stdout:
+            raise KeyLocked(
+                f"The passphrase given does not open the Radicle key in {self._home}.",
+                mend="Mend HYPERAGENT_RADICLE_PASSPHRASE_FILE, then `hyperagent up`.",
+            )
 
 
 def _repository(rid: str, told: Mapping[str, Any]) -> RepositoryStanding:

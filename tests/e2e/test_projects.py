@@ -82,8 +82,8 @@ def test_a_radicle_id_becomes_a_project_whose_workflow_opens_a_patch_there(host:
 
 @pytest.mark.parametrize(
     ("source", "word"),
-    [("rad:nonsense", "must be a Radicle id"), ("https://example.org/x.git", "not fetched"), ("rad:z0OIl", "must be a Radicle id"),
-     ("relative", "absolute path"), (NOBODY_HAS, "None of the 1 connected peers gave")],
+    [("rad:nonsense", "must be a Radicle id"), ("https://example.org/x.git", "not fetched"),
+     ("rad:z0OIl", "must be a Radicle id"), ("relative", "absolute path"), (NOBODY_HAS, "None of the 1 connected peers gave")],
 )  # fmt: skip
 def test_what_is_no_repository_of_the_network_registers_nothing(host: Host, peer: Peer, source: str, word: str) -> None:
     before = sorted(p.name for p in (host.home / "radicle" / "storage").iterdir())
