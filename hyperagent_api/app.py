@@ -49,10 +49,10 @@ def create_app(settings: Settings, *, celery: Celery | None = None, storage: Sto
 
 
 def _register(app: flask.Flask) -> None:
-    from hyperagent_api.resources import actions, artifacts, drafts, health, projects, workflows
+    from hyperagent_api.resources import actions, artifacts, drafts, forge_health, health, project_changes, projects, workflows
 
     api = Api(app)
-    for resource in (projects, drafts, workflows, actions, artifacts, health):
+    for resource in (projects, project_changes, drafts, workflows, actions, artifacts, health, forge_health):
         api.register_blueprint(resource.blueprint)
 
 

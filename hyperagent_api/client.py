@@ -32,6 +32,14 @@ class ApiClient:
         """POST JSON, decoded."""
         return self._ask("POST", path, json=body, headers=headers).json()
 
+    def patch(self, path: str, body: Any) -> Any:
+        """PATCH JSON, decoded."""
+        return self._ask("PATCH", path, json=body).json()
+
+    def delete(self, path: str, **headers: str) -> None:
+        """DELETE."""
+        self._ask("DELETE", path, headers=headers)
+
     def raw(self, path: str, **query: Any) -> requests.Response:
         """GET, streamed."""
         return self._ask("GET", path, params=query, stream=True)

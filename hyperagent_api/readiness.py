@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hyperagent_common import db
+from hyperagent_common import db, forge_state
 from hyperagent_common.errors import Fault, NotReady
-from hyperagent_common.models import Worker
+from hyperagent_common.models import Project, Worker
 from hyperagent_common.settings import Settings
 
 
@@ -35,6 +35,17 @@ def require(session: Session, settings: Settings) -> list[str]:
     faults = {entry["check"]: Fault(entry["check"], _sentence(entry)) for w in workers for entry in w.faults}
     mend = "Mend what is named, then submit again; `hyperagent doctor` looks anew."
     raise NotReady("No worker is ready.", faults=list(faults.values()), mend=mend)
+
+
+def require_forge(session: Session, settings: Settings, project: Project) -> list[str]:
+    """Warnings for the submitter. Raises `NotReady` where the project's host says that nothing could be published now."""
+    found = forge_state.blocking(session, settings, project)
+    if found:
+        mend = "Mend what is named, then submit again; `hyperagent health radicle` looks anew."
+        raise NotReady(f"The project {project.name!r} cannot be published to now.", faults=found, mend=mend)
+    if project.publisher and forge_state.fresh(session, settings, project) is None:
+        return [f"The host that publishes {project.name!r} has not reported its forge lately; its steps wait for it."]
+    return []
 
 
 def _sentence(entry: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import flask
 from marshmallow import Schema, fields
 
+from hyperagent_api.patch_schemas import PatchSchema, PatchSkipSchema
 from hyperagent_common import models
 
 
@@ -119,29 +120,6 @@ class WorkflowStepSchema(Schema):
     attempts = fields.List(fields.Nested(StepAttemptSchema))
 
 
-class PatchEventSchema(Schema):
-    """Something that happened to the patch."""
-
-    kind = fields.String()
-    step_id = fields.String(allow_none=True)
-    revision_id = fields.String(allow_none=True)
-    commit = fields.String()
-    announced = fields.Boolean()
-    synced_with = fields.Integer()
-    at = fields.AwareDateTime()
-
-
-class PatchSchema(Schema):
-    """The workflow's one patch."""
-
-    forge = fields.String()
-    rid = fields.String()
-    patch_id = fields.String(allow_none=True)
-    head = fields.String(allow_none=True)
-    published_at = fields.AwareDateTime()
-    events = fields.List(fields.Nested(PatchEventSchema))
-
-
 class ArtifactSchema(Schema):
     """A stored file: where it is, and where to fetch it."""
 
@@ -180,6 +158,7 @@ class WorkflowSchema(WorkflowListedSchema):
     plan = fields.Function(lambda row: {"kind": row.plan.kind, "title": row.plan.title, "digest": row.plan.digest})
     steps = fields.List(fields.Nested(WorkflowStepSchema))
     patch = fields.Nested(PatchSchema, allow_none=True)
+    patch_skip = fields.Nested(PatchSkipSchema, allow_none=True)
     artifacts = fields.List(fields.Nested(ArtifactSchema))
     parts = fields.Function(lambda row: parts_of(row))
     warnings = fields.List(fields.String(), attribute="_warnings")
@@ -191,14 +170,31 @@ class ProjectSchema(Schema):
     id = fields.String()
     name = fields.String()
     description = fields.String()
-    path = fields.String(attribute="source")
+    source = fields.String()
+    path = fields.Function(lambda row: row.source)
     default_branch = fields.String()
+    remote = fields.Function(lambda row: row.rid)
     state = fields.String()
+    version = fields.Integer()
     faults = fields.List(fields.Dict())
     rid = fields.String(allow_none=True)
     forge = fields.String(allow_none=True)
     settings = fields.Dict()
     created_at = fields.AwareDateTime()
+
+
+class TriggerEventSchema(Schema):
+    """A comment or push that triggers were asked about."""
+
+    id = fields.String()
+    kind = fields.String()
+    subject = fields.String()
+    author = fields.String()
+    rule = fields.String()
+    outcome = fields.String()
+    reason = fields.String()
+    workflow_id = fields.String(allow_none=True)
+    at = fields.AwareDateTime()
 
 
 class DeadLetterSchema(Schema):

@@ -22,7 +22,7 @@ from hyperagent_common.errors import Conflict, HyperagentError, NotReady
 from hyperagent_common.settings import Settings
 
 SOCKET_LIMIT = 107
-STOP_SECONDS = {"api": 8.0, "control": 10.0, "steps": 15.0, "gateway": 8.0, "redis": 8.0}
+STOP_SECONDS = {"api": 8.0, "watch": 5.0, "control": 10.0, "steps": 15.0, "gateway": 8.0, "redis": 8.0}
 READY_SECONDS = 90.0
 
 
@@ -87,6 +87,7 @@ def children(loaded: Settings) -> list[Child]:
             "-n",
             f"control@{name}",
         ],
+        "watch": [python, "-m", "hyperagent_tasks.watch"],
         "api": [python, "-m", "hyperagent_api.serve"],
     }
     if not loaded.broker_url:
@@ -157,7 +158,7 @@ class Supervisor:
     def _stop(self) -> None:
         say("stopping")
         by_name = {child.name: child for child in self.children}
-        for name in ("api", "steps", "control"):  # all are asked first, so that they end side by side
+        for name in ("api", "watch", "steps", "control"):  # all are asked first, so that they end side by side
             process = by_name[name].process
             if process is not None and process.poll() is None:
                 process.terminate()

@@ -12,7 +12,7 @@ from celery import Celery
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from hyperagent_common import db, events, workflows
+from hyperagent_common import db, events, patches, workflows
 from hyperagent_common.errors import Conflict, NotFound
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
@@ -122,6 +122,7 @@ def _cancel(session: Session, workflow: Workflow, by: str, reason: str) -> None:
             _cancel_step(session, step, moment, told)
     workflows.move(workflow, WorkflowState.CANCELLED, told)
     workflow.finished_at = moment
+    patches.ended_without(session, workflow, moment)
     events.record(session, EventKind.WORKFLOW_CANCELLED, workflow_id=workflow.id, at=moment, by=by, reason=reason)
     events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=workflow.id, at=moment, state=str(workflow.state))
 

@@ -1,7 +1,7 @@
 """What is chosen for a step, layer over layer: deployment, project, plan, planner task. Pure, standard library only.
 
-A layer is a mapping that may name any of `KEYS`. An inner layer overrides an outer one, with two exceptions: `verify` set to
-`always` cannot be undone further in, and budgets only ever get tighter.
+A layer is a mapping that may name any of `KEYS`. An inner layer overrides an outer one, with three exceptions: `verify` set to
+`always` cannot be undone further in, budgets only ever get tighter, and `publish` is false where any layer says so.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ KEYS = (
     "agent_fallback",
     "prompts",
     "budgets",
+    "publish",
 )
 
 
@@ -66,6 +67,7 @@ class Choices:
     planner: Choice
     fallback: Sequence[Choice] = ()
     rounds: int = 3
+    publish: bool = True
     verify: bool = True
     prompts: Mapping[str, str] = field(default_factory=dict)
     budgets: Mapping[str, Amount] = field(default_factory=dict)
@@ -91,6 +93,7 @@ def settle(*layers: Mapping[str, Any]) -> Choices:
         fallback=tuple(_choice(each) for each in chosen.get("agent_fallback", ())),
         rounds=int(chosen.get("agent_max_rounds", 3)),
         verify=_verify(layers),
+        publish=all(layer.get("publish", True) is not False for layer in layers),
         prompts=prompts,
         budgets=_tightest(layers),
     )
@@ -136,12 +139,16 @@ def _tightest(layers: Sequence[Mapping[str, Any]]) -> dict[str, Amount]:
 def faults(layer: Mapping[str, Any], path: str, *, prompts: bool = False, verify: Sequence[str] = VERIFY) -> list[Fault]:
     """Every fault of a layer's known keys; other keys are somebody else's. `prompts`: whether it may set personas."""
     found = [Fault(f"{path}{key}", told) for key in KEYS if key in layer and (told := _fault(key, layer[key], verify))]
+    if "publish" in layer and path.endswith(".metadata."):
+        found.append(Fault(f"{path}publish", "is set for a project or a plan: a workflow has one patch"))
     if "prompts" in layer and not prompts:
         found.append(Fault(f"{path}prompts", "is set for a project, not here"))
     return found
 
 
 def _fault(key: str, value: object, verify: Sequence[str]) -> str:
+    if key == "publish":
+        return "" if isinstance(value, bool) else "must be true or false"
     if key == "verify":
         return "" if isinstance(value, bool) or value in verify else f"must be true, false or one of {', '.join(verify)}"
     if key == "agent_max_rounds":

@@ -14,11 +14,14 @@ from sqlalchemy import Engine, create_engine, event, func, inspect, literal_colu
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from hyperagent_common import forge_models, patch_models
 from hyperagent_common.errors import DependencyDown, NotReady
 from hyperagent_common.models import Base
 
 log = logging.getLogger(__name__)
 _AFTER_COMMIT = "hyperagent.after_commit"
+TABLES = (forge_models, patch_models)
+"""Modules with tables besides `models`: imported, so that `Base.metadata` knows all."""
 
 
 @lru_cache(maxsize=8)

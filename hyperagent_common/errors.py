@@ -3,9 +3,15 @@
 HyperagentError
 ├── Transient                  Celery retries with backoff and jitter; budget spent -> dead letter
 │   ├── DependencyDown         a service we need does not answer (engine, database, broker, gateway, storage)
+│   │   ├── NodeDown           the Radicle node does not answer
+│   │   └── DiskFull           the disk of a repository or of the forge is full
 │   ├── ProviderDown           the model provider failed in a way that may pass (429, 5xx, cut stream)
 │   ├── RunnerTimeout          a container exceeded its deadline
 │   ├── PushFailed             the forge did not take the commit, for a reason that may pass
+│   │   ├── PushTimedOut       a command of the forge did not end in time
+│   │   ├── PublisherBusy      another publisher holds the repository
+│   │   ├── NoPeer             the push is kept, and no peer is there to hold it too
+│   │   └── SyncTimedOut       the push is kept, and no peer took it in time
 │   └── MergeConflict          another step of the workflow changed the same lines; run again on the new tip
 ├── Permanent                  dead letter at once
 │   ├── BadInput               the request or plan is wrong; `faults` names every field
@@ -16,7 +22,13 @@ HyperagentError
 │   ├── WorkRejected           the verifier refuses the coder's work, or said nothing that can be believed
 │   ├── RoundsSpent            the last round ended without an approval
 │   ├── IntakeRefused          what came out of the sandbox breaks the tree policy or a limit
-│   ├── ForgeRefused           the forge will never take this (not registered, wrong key, rejected)
+│   ├── ForgeRefused           the forge will never take this
+│   │   ├── NotRegistered      the repository or the identity is not registered here
+│   │   ├── PushRejected       the forge rejects it (wrong key, wrong object, a name git refuses)
+│   │   ├── Diverged           a person's history is there that this push does not hold
+│   │   ├── KeyLocked          the forge's key has a passphrase, and the right one is not given
+│   │   ├── PatchClosed        a person merged or archived the patch
+│   │   └── NothingToPropose   the default branch holds every commit already
 │   └── NotReady               a part that is needed is missing on this host
 └── Refused                    policy, approval, cancelled, lost lease: ends quietly in a state, no alarm
     ├── LeaseLost              somebody else holds the step now
@@ -106,6 +118,42 @@ class PushFailed(Transient):
     type = "push-failed"
 
 
+class NodeDown(DependencyDown):
+    """The Radicle node does not answer."""
+
+    type = "node-down"
+
+
+class DiskFull(DependencyDown):
+    """The disk is full."""
+
+    type = "disk-full"
+
+
+class PushTimedOut(PushFailed):
+    """A command of the forge did not end in time."""
+
+    type = "push-timed-out"
+
+
+class PublisherBusy(PushFailed):
+    """Another publisher holds this repository."""
+
+    type = "publisher-busy"
+
+
+class NoPeer(PushFailed):
+    """The push is kept here, and no peer is connected to hold it too."""
+
+    type = "no-peer"
+
+
+class SyncTimedOut(PushFailed):
+    """The push is kept here, and no peer took it in time."""
+
+    type = "sync-timed-out"
+
+
 class MergeConflict(Transient):
     """Another step of this workflow changed the same lines; the step runs again on the new tip."""
 
@@ -172,6 +220,42 @@ class ForgeRefused(Permanent):
     """The forge will not take this, now or later."""
 
     type = "forge-refused"
+
+
+class NotRegistered(ForgeRefused):
+    """The repository or the identity is not registered here."""
+
+    type = "not-registered"
+
+
+class PushRejected(ForgeRefused):
+    """The forge rejects this push."""
+
+    type = "push-rejected"
+
+
+class Diverged(ForgeRefused):
+    """A person's history is there that this push does not hold."""
+
+    type = "diverged"
+
+
+class KeyLocked(ForgeRefused):
+    """The forge's key has a passphrase, and the right one is not given."""
+
+    type = "key-locked"
+
+
+class PatchClosed(ForgeRefused):
+    """A person merged or archived the patch."""
+
+    type = "patch-closed"
+
+
+class NothingToPropose(ForgeRefused):
+    """The default branch holds every commit already."""
+
+    type = "nothing-to-propose"
 
 
 class NotReady(Permanent):

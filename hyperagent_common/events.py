@@ -51,6 +51,14 @@ class EventKind(StrEnum):
     PATCH_OPENED = "patch.opened"
     PATCH_REVISED = "patch.revised"
     PATCH_FOUND = "patch.found"
+    PATCH_REVIEWED = "patch.reviewed"
+    REVIEW_WAITS = "patch.review_waits"
+    REVIEW_REFUSED = "patch.review_refused"
+    PATCH_WAITS = "patch.waits"
+    PATCH_HELD = "patch.held"
+    PATCH_SKIPPED = "patch.skipped"
+    TRIGGER_FIRED = "trigger.fired"
+    TRIGGER_REFUSED = "trigger.refused"
 
 
 def record(

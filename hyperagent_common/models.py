@@ -81,7 +81,7 @@ def _fk(target: str, *, nullable: bool = False, index: bool = True) -> Mapped[An
 
 
 class Project(Base):
-    """A repository that workflows work on. `source` is the path it was registered from, on the host `publisher`.
+    """A repository that workflows work on. `source` is the path or Radicle id it was registered from, on the host `publisher`.
 
     That host's forge identity owns the project's patches, so only it publishes; any host does the work before.
     """
@@ -100,6 +100,8 @@ class Project(Base):
     settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
     head: Mapped[str | None] = mapped_column(String(64))
     publisher: Mapped[str | None] = mapped_column(String(64))
+    version: Mapped[int] = mapped_column(default=1)
+    removed_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
@@ -302,7 +304,8 @@ class CheckResult(Base):
 
 
 class Patch(Base):
-    """The one patch of a workflow. `published_at` is fixed before the first try, so that opening is idempotent."""
+    """The one patch of a workflow. `published_at` is fixed before the first try, so that opening is idempotent; `bodies`
+    are sha256 digests of the descriptions we meant to write: another one is a person's."""
 
     __tablename__ = "patch"
     id: Mapped[str] = _pk()
@@ -312,12 +315,13 @@ class Patch(Base):
     published_at: Mapped[datetime]
     patch_id: Mapped[str | None] = mapped_column(String(64))
     head: Mapped[str | None] = mapped_column(String(64))
+    bodies: Mapped[list[str]] = mapped_column(default=list)
     workflow: Mapped[Workflow] = relationship(back_populates="patch")
     events: Mapped[list[PatchEvent]] = relationship(order_by="PatchEvent.id")
 
 
 class PatchEvent(Base):
-    """Something that happened to a patch: opened, revised, found."""
+    """Something that happened to a patch: opened, revised, found, reviewed, held (by a peer)."""
 
     __tablename__ = "patch_event"
     id: Mapped[str] = _pk()

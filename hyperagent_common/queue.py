@@ -16,7 +16,10 @@ RUN_STEP = "hyperagent.run_step"
 ADVANCE = "hyperagent.advance"
 RECONCILE = "hyperagent.reconcile"
 REGISTER = "hyperagent.register_project"
+CHANGE = "hyperagent.change_project"
 DRAFT = "hyperagent.draft_plan"
+CATCH_UP = "hyperagent.catch_up"
+CATCH_UP_EXPIRES = 600
 STEPS = "steps"
 CONTROL = "control"
 
@@ -37,7 +40,12 @@ def make(settings: Settings) -> Celery:
         task_soft_time_limit=longest,
         task_time_limit=longest + 60,
         task_default_queue=STEPS,
-        task_routes={ADVANCE: {"queue": CONTROL}, RECONCILE: {"queue": CONTROL}, REGISTER: {"queue": CONTROL}},
+        task_routes={
+            ADVANCE: {"queue": CONTROL},
+            RECONCILE: {"queue": CONTROL},
+            REGISTER: {"queue": CONTROL},
+            CHANGE: {"queue": CONTROL},
+        },
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease protects, not the connection
         worker_soft_shutdown_timeout=settings.drain_seconds,  # SIGTERM: finish within it, else hand over
         worker_enable_soft_shutdown_on_idle=False,  # with nothing to do, stop at once; retries that wait are sent again
@@ -74,9 +82,15 @@ def signature(app: Celery, name: str, *args: object) -> Signature:
     return app.signature(name, args=args, immutable=True, queue=queue)
 
 
-def host_queue(instance: str) -> str:
-    """The queue of steps that only one host can finish."""
-    return f"{STEPS}.{instance}"
+def host_queue(instance: str, of: str = STEPS) -> str:
+    """The queue of what only one host can do."""
+    return f"{of}.{instance}"
+
+
+def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
+    """Ask the host that publishes a project to do what its patches still wait for; any host where none is named."""
+    to = host_queue(publisher) if publisher else STEPS
+    signature(app, CATCH_UP, project_id).set(queue=to, expires=CATCH_UP_EXPIRES).apply_async()
 
 
 def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]], to: str = "") -> None:

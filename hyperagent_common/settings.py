@@ -144,7 +144,7 @@ class Settings:
 
     def choices(self) -> dict[str, Any]:
         """The deployment's choices, the outermost layer."""
-        return {key: getattr(self, key) for key in choices.KEYS if key != "prompts"}
+        return {key: getattr(self, key) for key in choices.KEYS if key not in ("prompts", "publish")}
 
     def shown(self) -> dict[str, Any]:
         """Every field by name, secrets as `***`: safe to print."""

@@ -11,7 +11,7 @@ from celery import Celery
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hyperagent_common import db, events, models, queue, states
+from hyperagent_common import db, events, models, patches, queue, states
 from hyperagent_common.errors import BadInput, Conflict, Fault, NotFound
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
@@ -22,7 +22,8 @@ from hyperagent_common.states import ProjectState, StepState, StepView, Workflow
 
 def project(session: Session, name: str) -> models.Project:
     """The project called `name`, ready for workflows. Raises `NotFound`, `BadInput`."""
-    found = session.scalar(select(models.Project).where(models.Project.name == name))
+    query = select(models.Project).where(models.Project.name == name, models.Project.removed_at.is_(None))
+    found = session.scalar(query.with_for_update(read=True, key_share=True))  # whoever removes it waits for us, or we for them
     if found is None:
         mend = "Register it first: `hyperagent project add NAME PATH`."
         raise NotFound(f"There is no project {name!r}.", faults=[Fault("project", "is not registered")], mend=mend)
@@ -176,6 +177,8 @@ def _settle(session: Session, workflow: Workflow, moment: datetime) -> None:
     workflow.state, workflow.finished_at, workflow.version = state, moment, workflow.version + 1
     failed = next((s for s in workflow.steps if s.state == StepState.FAILED), None)
     workflow.reason = f"Step {failed.key} failed: {failed.reason}" if failed else None
+    if state is not WorkflowState.DONE:
+        patches.ended_without(session, workflow, moment)
     events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=workflow.id, at=moment, state=str(state))
 
 

@@ -13,7 +13,8 @@ from hyperagent_common import db
 from hyperagent_common.errors import Conflict, DependencyDown, NotFound
 from hyperagent_common.models import Project
 from hyperagent_tasks.gitgate import GitGate
-from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.parts import Parts, instance
+from hyperagent_tasks.places import is_remote, place
 from hyperagent_tasks.spec import StepSpec
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ def branch_key(workflow_id: str, commit: str) -> str:
 
 def default_head(parts: Parts, step: StepSpec) -> str:
     """The default branch's commit: as the source has it where this host can see it, else as it was last seen."""
-    if Path(step.source).is_dir():
-        head = parts.gitgate.refresh(step.project, step.source, step.default_branch)
+    here = None if is_remote(step.source) and step.publisher != instance(parts.settings) else place(parts, step.source)
+    if here is not None and here.is_dir():
+        head = parts.gitgate.refresh(step.project, str(here), step.default_branch)
         keep_default(parts, step.project_id, step.project, head)
         return head
     with db.transaction(parts.settings.db_url, reading=True) as session:

@@ -21,6 +21,7 @@ from hyperagent_tasks.agents.base import Agent, AgentTask
 from hyperagent_tasks.conversing import seen_by_gateway
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.parts import Parts, instance
+from hyperagent_tasks.places import place
 from hyperagent_tasks.runners.base import Mount, Owner, RunSpec
 from hyperagent_tasks.spec import Place
 from hyperagent_tasks.verdict import Malformed, only_object
@@ -90,7 +91,7 @@ def _clone(parts: Parts, draft_id: str, project: Project, root: Path) -> Path:
     inp.mkdir(parents=True, mode=0o755)
     ws.mkdir()
     parts.runner.workspace(ws)
-    head = parts.gitgate.refresh(project.name, project.source, project.default_branch)
+    head = parts.gitgate.refresh(project.name, str(place(parts, project.source)), project.default_branch)
     parts.gitgate.base_bundle(project.name, head, inp / "base.bundle")
     preparing.materialise(parts, _owner(parts, draft_id, preparing.MATERIALISE_SECONDS), ws, inp)
     return ws

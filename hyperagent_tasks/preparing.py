@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hyperagent_common.errors import ForgeRefused, NotReady, Transient
 from hyperagent_common.models import StepAttempt, Workflow
-from hyperagent_tasks import claims, handover
+from hyperagent_tasks import claims, handover, projects
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
 from hyperagent_tasks.spec import StepSpec, Workdir
@@ -43,6 +43,8 @@ def branch(parts: Parts, step: StepSpec) -> StepSpec:
             workflow.base_commit = base = workflow.base_commit or found
             workflow.head = head = workflow.head or base
     handover.fetch(parts, step, base, head)
+    if step.commit is None and step.publisher in (None, instance(parts.settings)):
+        projects.orderly(parts, step.rid, step.project, base)
     return replace(step, base=base, head=head)
 
 

@@ -100,7 +100,7 @@ def made(parts: Parts, step: StepSpec) -> tuple[str | None, dict[str, Any]]:
     return None, {}
 
 
-def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -> None:
+def provenance(parts: Parts, step: StepSpec, made: Made, published: Published | None) -> None:
     """Store the statement of what produced this commit, with everything the step's attempts stored."""
     with db.transaction(parts.settings.db_url, reading=True) as session:
         rows = session.scalars(select(Artifact).where(Artifact.step_id == step.claim.step_id).order_by(Artifact.id)).all()
@@ -110,7 +110,9 @@ def provenance(parts: Parts, step: StepSpec, made: Made, published: Published) -
     _keep(parts, step, "provenance.json", statements.encode(statements.statement(facts)), OBSERVED)
 
 
-def _facts(parts: Parts, step: StepSpec, made: Made, published: Published, kept: list[Byproduct], moment: datetime) -> StepFacts:
+def _facts(
+    parts: Parts, step: StepSpec, made: Made, published: Published | None, kept: list[Byproduct], moment: datetime
+) -> StepFacts:
     claim = step.claim
     return StepFacts(
         subject=f"git+{step.rid}/refs/heads/{step.branch}",
@@ -136,7 +138,7 @@ def _facts(parts: Parts, step: StepSpec, made: Made, published: Published, kept:
         dependencies=[{"uri": f"git+{step.rid}", "digest": {"gitCommit": step.base}, "name": "base"}],
         extension={
             "seen": dict(made.seen),
-            "patch": {"id": published.patch_id, "revision": published.revision_id, "forge": parts.forge.name},
+            "patch": published and {"id": published.patch_id, "revision": published.revision_id, "forge": parts.forge.name},
         },
         byproducts=kept,
     )

@@ -15,6 +15,7 @@ from hyperagent_common.models import CheckResult, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, intake, recording
 from hyperagent_tasks.claims import Lease
 from hyperagent_tasks.conversing import Ran
+from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.gitgate import CommitResult, Sealed
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.preparing import SCRIPTS, must, owner
@@ -179,6 +180,7 @@ def commit(parts: Parts, step: StepSpec, approved: Approved) -> Made:
     for _ in range(TRIES):
         result = _built(parts, step, approved.ran, approved.examined.sealed, head)
         handover.keep(parts, step, result.commit)
+        failpoint("after_build")
         now = _moved(parts, step, head, result.commit)
         handover.fetch(parts, step, step.base or "", now)
         if now == result.commit:

@@ -28,7 +28,6 @@ class StepSpec:
     rid: str
     branch: str
     workflow_title: str
-    workflow_body: str
     plan_digest: str
     requested_by: str
     title: str
@@ -159,7 +158,6 @@ def read(session: Session, claim: Claim, settings: Settings) -> StepSpec:
         rid=project.rid or "",
         branch=workflow.branch,
         workflow_title=workflow.title,
-        workflow_body=_body(workflow),
         plan_digest=plan.digest,
         requested_by=workflow.requested_by,
         title=task.title,
@@ -172,9 +170,3 @@ def read(session: Session, claim: Claim, settings: Settings) -> StepSpec:
         commit=step.commit,
         publisher=project.publisher,
     )
-
-
-def _body(workflow: Workflow) -> str:
-    lines = [workflow.plan.description.strip(), ""] if workflow.plan.description.strip() else []
-    lines += [f"- {step.planner_task.title}" for step in workflow.steps]
-    return "\n".join([*lines, "", f"HyperAgent workflow {workflow.id}"])

@@ -54,7 +54,7 @@ def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
         made = sealing.commit(parts, step, approved)
         recording.keep_made(parts, step, made)
         failpoint("after_commit")
-    if step.publisher not in (None, instance(parts.settings)):
+    if step.choices.publish and step.publisher not in (None, instance(parts.settings)):
         s = parts.settings
         claims.forward(s.db_url, parts.app, claim, str(step.publisher), s.dependency_patience)
         return made.commit

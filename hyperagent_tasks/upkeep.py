@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hyperagent_common import db, events, workflows
+from hyperagent_common import db, events, patches, queue, workflows
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
@@ -97,7 +98,7 @@ def limits_of(parts: Parts) -> Limits:
 
 def reconcile(parts: Parts) -> dict[str, int]:
     """Do what is due; returns how much of each was done."""
-    done = {action.value: 0 for action in Action} | {"advance": 0}
+    done = {action.value: 0 for action in Action} | {"advance": 0, "catch_up": _catch_up(parts)}
     with db.transaction(parts.settings.db_url, reading=True) as session:
         stuck, moment, idle = snapshot(session), db.now(session), idle_workflows(session)
     limits = limits_of(parts)
@@ -112,6 +113,15 @@ def reconcile(parts: Parts) -> dict[str, int]:
     if any(done.values()):
         log.info("reconciled", extra=done)
     return done
+
+
+def _catch_up(parts: Parts) -> int:
+    """Send the projects whose patches wait for something to the hosts that publish them."""
+    with db.transaction(parts.settings.db_url) as session:
+        found = patches.due(session, db.now(session), timedelta(seconds=parts.settings.requeue_after))
+        for project_id, publisher in found:
+            db.after_commit(session, partial(queue.send_catch_up, parts.app, project_id, publisher))
+    return len(found)
 
 
 def snapshot(session: Session) -> list[Stuck]:

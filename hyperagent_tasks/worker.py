@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 
 from hyperagent_common import db, queue, settings, telemetry, workflows
 from hyperagent_common.errors import BadSettings, Transient
-from hyperagent_tasks import heartbeat, planning, projects, steps, upkeep
+from hyperagent_tasks import catchup, heartbeat, planning, projects, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.parts import instance as this_host
@@ -59,13 +59,25 @@ def advance(task: Task, workflow_id: str) -> None:
 @app.task(name=queue.REGISTER, bind=True, max_retries=3, **RETRY)
 def register_project(task: Task, project_id: str) -> None:
     """Register a project."""
-    projects.register(PARTS, project_id)
+    projects.register(PARTS, project_id, last=task.request.retries >= task.max_retries)
+
+
+@app.task(name=queue.CHANGE)
+def change_project(change_id: str) -> None:
+    """Verify and apply a change of a project."""
+    projects.change(PARTS, change_id)
 
 
 @app.task(name=queue.DRAFT)
 def draft_plan(draft_id: str) -> None:
     """Let a planner agent write a plan."""
     planning.draft(PARTS, draft_id)
+
+
+@app.task(name=queue.CATCH_UP)
+def catch_up(project_id: str) -> None:
+    """Do what a project's patches still wait for."""
+    catchup.catch_up(PARTS, project_id)
 
 
 @app.task(name=queue.RECONCILE, bind=True)
@@ -88,9 +100,10 @@ def _child(**_: object) -> None:
 
 @signals.celeryd_after_setup.connect
 def _queues(sender: Any, instance: Any, **_: object) -> None:
-    """A worker that runs steps also takes those that only this host can finish."""
-    if queue.STEPS in app.amqp.queues.consume_from:
-        app.amqp.queues.select_add(queue.host_queue(this_host(SETTINGS)))
+    """A worker also takes what only this host can do."""
+    for name in (queue.STEPS, queue.CONTROL):
+        if name in app.amqp.queues.consume_from:
+            app.amqp.queues.select_add(queue.host_queue(this_host(SETTINGS), name))
 
 
 @signals.worker_ready.connect

@@ -17,12 +17,12 @@ from tests.harness import Host
 class Peer:
     """A node with its own key and storage."""
 
-    def __init__(self, container: Any, rid: str) -> None:
-        self._container, self._rid = container, rid
+    def __init__(self, container: Any, rid: str, host_nid: str = "") -> None:
+        self._container, self._rid, self.host_nid = container, rid, host_nid
 
-    def run(self, *argv: str, check: bool = True) -> str:
+    def run(self, *argv: str, check: bool = True, cwd: str | None = None) -> str:
         """Run a command beside the node."""
-        code, output = self._container.exec_run(list(argv))
+        code, output = self._container.exec_run(list(argv), workdir=cwd)
         text: str = output.decode("utf-8", "replace")
         assert not check or code == 0, f"{' '.join(argv)} ended with {code}: {text}"
         return text
@@ -39,6 +39,42 @@ class Peer:
             self.run("rad", "sync", "--fetch", self._rid, check=False)
             time.sleep(0.5)
 
+    def read(self, rid: str) -> None:
+        """Clone `rid` from the host's node."""
+        self._rid = rid
+        deadline = time.monotonic() + 45
+        while "No repository" in (said := self.run("rad", "inspect", rid, "--payload", check=False)) or "rror" in said:
+            assert time.monotonic() < deadline, said
+            self.run("rad", "seed", rid, "--scope", "all", check=False)
+            self.run("rad", "sync", "--fetch", rid, "--seed", self.host_nid, check=False)
+            time.sleep(0.5)
+
+    @property
+    def did(self) -> str:
+        """Its identity."""
+        return self.run("rad", "self", "--did").strip()
+
+    def repository(self, name: str, *, private: bool = False) -> str:
+        """A repository of its own with one commit in /tmp/NAME, pushed to its node; the Radicle id."""
+        self.shell(name, f"git init -q -b main . && echo {name} >README && git add . && git commit -q -m first")
+        seen = "--private" if private else "--public"
+        argv = ["rad", "init", "--name", name, "--description", name, "--default-branch", "main", seen]
+        self.run(*argv, "--scope", "all", "--no-confirm", cwd=f"/tmp/{name}")
+        return self.run("rad", "inspect", "--rid", cwd=f"/tmp/{name}").strip()
+
+    def shell(self, name: str, script: str) -> str:
+        """Run a script in /tmp/NAME."""
+        return self.run("sh", "-c", f"mkdir -p /tmp/{name} && cd /tmp/{name} && {script}")
+
+    def push(self, name: str, text: str = "more") -> str:
+        """One more commit on main, pushed and announced; the commit."""
+        self.shell(name, f"echo {text} >>README && git commit -q -a -m {text} && git push -q rad main 2>&1")
+        return self.shell(name, "git rev-parse HEAD").strip()
+
+    def comment(self, rid: str, patch: str, text: str) -> str:
+        """Comment on a patch, announced; the comment's id."""
+        return self.run("rad", "patch", "comment", patch, "-m", text, "-q", "--repo", rid).strip().splitlines()[-1]
+
     def commit_exists(self, commit: str) -> bool:
         """Whether this node's storage holds the commit."""
         storage = f"/rad/storage/{self._rid.removeprefix('rad:')}"
@@ -46,8 +82,8 @@ class Peer:
 
 
 @contextlib.contextmanager
-def peer_reading(host: Host, rid: str) -> Iterator[Peer]:
-    """A peer that has cloned `rid` from the host's node."""
+def peer_of(host: Host) -> Iterator[Peer]:
+    """A peer that is connected to the host's node."""
     client = parts.require_docker()
     settings = type("S", (), {"home": host.home})()
     node = client.containers.get(f"ha-radicle-{instance(settings)}")
@@ -70,23 +106,30 @@ def peer_reading(host: Host, rid: str) -> Iterator[Peer]:
         "export RAD_HOME=/rad RAD_PASSPHRASE=; rad auth --alias peer --stdin </dev/null >/dev/null && "
         'printf %s "$CONFIG" >/rad/config.json && exec radicle-node --force'
     )
+    who = {f"GIT_{role}_{what}": "peer@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     container = client.containers.run(
         parts.require_radicle_image(),
         ["sh", "-c", start],
         name=f"ha-peer-{uuid.uuid4().hex[:8]}",
         detach=True,
         init=True,
-        environment={"CONFIG": json.dumps(config), "RAD_HOME": "/rad", "RAD_PASSPHRASE": "", "HOME": "/tmp"},
+        environment={"CONFIG": json.dumps(config), "RAD_HOME": "/rad", "RAD_PASSPHRASE": "", "HOME": "/tmp", **who},
         tmpfs={"/rad": "rw,mode=1777", "/tmp": "rw,mode=1777"},
     )
     try:
-        peer = Peer(container, rid)
+        peer = Peer(container, "", nid)
         deadline = time.monotonic() + 45
-        while "No repository" in (said := peer.run("rad", "inspect", rid, "--payload", check=False)) or "rror" in said:
+        while "connected" not in (said := peer.run("rad", "node", "sessions", check=False)) and "✓" not in said:
             assert time.monotonic() < deadline, said
-            peer.run("rad", "seed", rid, "--scope", "all", check=False)
-            peer.run("rad", "sync", "--fetch", rid, "--seed", nid, check=False)
-            time.sleep(0.5)
+            time.sleep(0.2)
         yield peer
     finally:
         container.remove(force=True)
+
+
+@contextlib.contextmanager
+def peer_reading(host: Host, rid: str) -> Iterator[Peer]:
+    """A peer that has cloned `rid` from the host's node."""
+    with peer_of(host) as peer:
+        peer.read(rid)
+        yield peer

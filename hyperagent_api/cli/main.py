@@ -6,7 +6,7 @@ import importlib.metadata
 
 import click
 
-from hyperagent_api.cli import host, steer, work
+from hyperagent_api.cli import health, host, projects, steer, work
 from hyperagent_common import __version__
 
 GROUP = "hyperagent.commands"
@@ -50,5 +50,5 @@ def main() -> None:
     """
 
 
-for command in (*work.COMMANDS, *steer.COMMANDS, *host.COMMANDS):
+for command in (*projects.COMMANDS, *work.COMMANDS, *health.COMMANDS, *steer.COMMANDS, *host.COMMANDS):
     main.add_command(command)

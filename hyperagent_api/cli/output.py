@@ -57,6 +57,11 @@ def emit(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
+def plain(text: object) -> str:
+    """Text from elsewhere on one line, control characters shown and not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def words(text: str) -> None:
     """A sentence for a person, on stderr."""
     click.echo(text, err=True)
@@ -78,6 +83,12 @@ SENTENCES: dict[str, str] = {
     "patch.opened": "patch opened: {patch}",
     "patch.revised": "patch revised: {patch}",
     "patch.found": "patch found as it should be: {patch}",
+    "patch.reviewed": "the verifier's verdict is on the patch: {verdict} by {reviewer}",
+    "patch.review_waits": "the verifier's verdict is not on the patch yet and will be tried again: {reason}",
+    "patch.review_refused": "the verifier's verdict cannot be put on the patch: {reason}",
+    "patch.waits": "the patch is kept here and announced again by itself: {reason}",
+    "patch.held": "the patch is held by {synced_with} peer(s)",
+    "patch.skipped": "no patch: {reason}",
     "step.done": "done in {latency}",
     "step.retry": "failed and will be tried again ({attempts_left} attempts left): {reason}",
     "step.failed": "given up: {reason}",
@@ -91,6 +102,8 @@ SENTENCES: dict[str, str] = {
     "step.cancelled": "cancelled",
     "step.retried": "is retried",
     "dead_letter.resolved": "dead letter {resolution}",
+    "trigger.fired": "started by the trigger {rule} of {project}: {subject}",
+    "trigger.refused": "{count} events of {project} started nothing: {reason}",
     "workflow.paused": "paused {reason}",
     "workflow.resumed": "resumed",
     "workflow.cancelled": "cancelled {reason}",
@@ -110,4 +123,20 @@ def sentence(event: dict[str, Any], keys: dict[str, str]) -> str:
     facts["latency"] = "?" if latency is None else f"{latency / 1000:.1f} s"
     text = SENTENCES.get(event["kind"], event["kind"]).format_map(facts)
     step = keys.get(event.get("step_id") or "", "")
-    return f"{event['at'][11:19]}  {step:16} {' '.join(text.split())}"
+    return plain(f"{event['at'][11:19]}  {step:16} {' '.join(text.split())}")
+
+
+def patch_lines(workflow: dict[str, Any]) -> list[str]:
+    """The patch, who holds it and what the verifier said on it; or why there is none."""
+    patch, skip = workflow["patch"], workflow["patch_skip"]
+    if not patch or not patch["patch_id"]:
+        return [f"no patch: {' '.join(skip['reason'].split())}" if skip else "no patch"]
+    lines = [f"patch {patch['patch_id']} on {patch['rid']} ({patch['forge']})"]
+    delivery = patch["delivery"]
+    if delivery:
+        waits = f"; announced again by itself: {delivery['reason']}" if delivery["reason"] else ""
+        lines.append(f"  {delivery['state']}, synced with {delivery['synced_with']} peer(s){waits}")
+    for review in patch["reviews"]:
+        why = f": {review['reason']}" if review["reason"] else f" by {review['reviewer']}"
+        lines.append(f"  review of {review['revision_id'][:12]} {review['state']}{why}")
+    return lines

@@ -1,4 +1,4 @@
-"""Commands for those who submit plans: project, plan, run, list, show, watch, logs, artifact."""
+"""Commands for those who submit plans: plan, run, list, show, watch, logs, artifact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 import yaml
 
 from hyperagent_api import bodies
-from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, sentence, words
+from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, patch_lines, sentence, words
 from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
@@ -37,50 +37,6 @@ def read_plan(path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput("The plan is wrong.", faults=[Fault("FILE", "must hold a mapping with kind, title and tasks")])
     return value
-
-
-@click.group()
-def project() -> None:
-    """Register repositories and look at them."""
-
-
-@project.command("add")
-@click.argument("name")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--description", default="")
-@click.option("--default-branch", default="", help="Default: the branch the repository is on.")
-@json_option
-@guarded
-def project_add(name: str, path: Path, description: str, default_branch: str, as_json: bool) -> None:
-    """Register the repository at PATH (on the worker's host) as NAME."""
-    asked = {"name": name, "path": str(path.absolute()), "description": description, "default_branch": default_branch}
-    made = api().post("/api/v1/projects", asked)
-    if as_json:
-        emit(made)
-    else:
-        click.echo(f"{made['name']}  {made['state']}  {made['rid'] or ''}  {made['path']}")
-
-
-@project.command("list")
-@json_option
-@guarded
-def project_list(as_json: bool) -> None:
-    """List the projects."""
-    rows = api().get("/api/v1/projects")
-    for row in rows:
-        emit(row) if as_json else click.echo(f"{row['name']:24} {row['state']:12} {row['rid'] or '':34} {row['path']}")
-    if not rows:
-        words("No projects yet. Register one: hyperagent project add NAME PATH")
-
-
-@project.command("show")
-@click.argument("name")
-@json_option
-@guarded
-def project_show(name: str, as_json: bool) -> None:
-    """Show one project."""
-    row = api().get(f"/api/v1/projects/{name}")
-    emit(row) if as_json else click.echo("\n".join(f"{key:15} {value}" for key, value in row.items()))
 
 
 class _Plan(click.Group):
@@ -182,8 +138,7 @@ def summary(workflow: dict[str, Any]) -> str:
         lines += [f"            {line}" for attempt in step["attempts"][-1:] for line in said(attempt)]
         if step["reason"] and step["state"] != "done":
             lines += [f"            {line}" for line in step["reason"].splitlines()]
-    patch = workflow["patch"]
-    lines.append(f"patch {patch['patch_id']} on {patch['rid']} ({patch['forge']})" if patch else "no patch")
+    lines += patch_lines(workflow)
     if workflow["reason"]:
         lines.append(f"reason: {workflow['reason'].splitlines()[0]}")
     return "\n".join(lines)
@@ -302,4 +257,4 @@ def artifact(artifact_id: str, output: Path) -> None:
     words(f"{output}: {output.stat().st_size} bytes")
 
 
-COMMANDS = (project, plan, run, list_workflows, show, watch, logs, artifact)
+COMMANDS = (plan, run, list_workflows, show, watch, logs, artifact)

@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
 import flask
 from flask.views import MethodView
 from flask_smorest import Blueprint
-from marshmallow import ValidationError, fields, validate
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from hyperagent_api import bodies
+from hyperagent_api import bodies, project_bodies
 from hyperagent_api.app import orm
 from hyperagent_api.schemas import ProjectSchema
-from hyperagent_common import choices, db, queue, settings_schema
-from hyperagent_common.errors import BadInput, Conflict, Fault, NotFound
+from hyperagent_common import db, projects, queue
+from hyperagent_common.errors import BadInput, Conflict, Fault, HyperagentError, NotFound, NotReady
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import Project
 from hyperagent_common.settings import Settings
 from hyperagent_common.states import ProjectState
 
 blueprint = Blueprint("projects", __name__, url_prefix="/api/v1/projects", description="Repositories workflows work on")
-FIELDS = ("name", "path", "description", "default_branch", "settings")
-SETTINGS: dict[str, tuple[fields.Field[Any], str]] = {
-    "agent_provider": (settings_schema.SCHEMA.fields["agent_provider"], "must be auto, opencode or mock"),
-    "checks": (fields.List(fields.String(validate=validate.Length(1, 4096))), "must be a list of non-empty strings"),
+PROPERTIES = {
+    "description": {"type": "string", "maxLength": 255},
+    "default_branch": {"type": "string", "maxLength": 255},
+    "remote": {"type": "string", "pattern": "^rad:(//)?z", "description": "The Radicle id that patches go to"},
+    "settings": {"type": "object"},
 }
-BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}\Z")
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 BODY = {
     "required": True,
     "content": {
         "application/json": {
             "schema": {
                 "type": "object",
-                "required": ["name", "path"],
+                "required": ["name", "source"],
                 "additionalProperties": False,
                 "properties": {
                     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_.-]{0,62}$"},
-                    "path": {"type": "string", "pattern": "^/"},
-                    "description": {"type": "string", "maxLength": 255},
-                    "default_branch": {"type": "string", "maxLength": 255},
-                    "settings": {"type": "object"},
+                    "source": {
+                        "type": "string",
+                        "pattern": "^(/|rad:)",
+                        "description": "A path on the worker's host, or rad:z...",
+                    },
+                    "path": {"type": "string", "pattern": "^/", "deprecated": True},
+                    **PROPERTIES,
                 },
             }
         }
@@ -60,16 +60,18 @@ class Projects(MethodView):
     @blueprint.response(200, ProjectSchema(many=True))
     def get(self) -> Any:
         """List the projects by name."""
-        return orm.session.scalars(select(Project).order_by(Project.name)).all()
+        return orm.session.scalars(select(Project).where(Project.removed_at.is_(None)).order_by(Project.name)).all()
 
     @blueprint.doc(requestBody=BODY)
     @blueprint.response(201, ProjectSchema)
     @blueprint.alt_response(200, schema=ProjectSchema, description="It was registered already")
     @blueprint.alt_response(202, schema=ProjectSchema, description="No worker has answered yet")
+    @blueprint.alt_response(409, description="The name or the repository is taken by another project")
     @blueprint.alt_response(422, description="A fault in the request or in the repository; nothing is stored")
+    @blueprint.alt_response(503, description="The forge is not in order, each reason named; nothing is stored")
     def post(self) -> Any:
-        """Register a project and wait for the worker's word."""
-        asked = _read(bodies.mapping())
+        """Register a project from a local repository or a Radicle id, and wait for the worker's word."""
+        asked = project_bodies.to_register(bodies.mapping())
         settings: Settings = flask.current_app.extensions["settings"]
         try:
             project, fresh = _opened(settings, asked)
@@ -80,54 +82,21 @@ class Projects(MethodView):
         return _wait(settings, project.id)
 
 
-@blueprint.route("/<name>")
-class OneProject(MethodView):
-    """One project."""
-
-    @blueprint.response(200, ProjectSchema)
-    @blueprint.alt_response(404, description="No such project")
-    def get(self, name: str) -> Any:
-        """Read a project."""
-        found = orm.session.scalar(select(Project).where(Project.name == name))
-        if found is None:
-            raise NotFound(f"There is no project {name!r}.", mend="Register it: `hyperagent project add NAME PATH`.")
-        return found
+@blueprint.route("/<name>", methods=["GET"])
+@blueprint.response(200, ProjectSchema)
+@blueprint.alt_response(404, description="No such project")
+def read(name: str) -> Any:
+    """Read a project."""
+    return answered(name)
 
 
-def _read(body: dict[str, Any]) -> dict[str, Any]:
-    faults = bodies.unknown(body, FIELDS)
-    name, path = body.get("name"), body.get("path")
-    if not isinstance(name, str) or not NAME.match(name):
-        faults.append(Fault("name", "must be 1 to 63 of a-z 0-9 _ . - and start with a letter or digit"))
-    if not isinstance(path, str) or not path.startswith("/") or len(path) > 4096 or not path.isprintable():
-        faults.append(Fault("path", "must be the absolute path of a git repository on the worker's host"))
-    for key in ("description", "default_branch"):
-        if not isinstance(body.get(key, ""), str) or len(body.get(key, "")) > 255:
-            faults.append(Fault(key, "must be a string of at most 255 characters"))
-    branch = body.get("default_branch")
-    if isinstance(branch, str) and branch and (not BRANCH.match(branch) or ".." in branch):
-        faults.append(Fault("default_branch", f"{branch!r} cannot name a branch"))
-    given = body.get("settings", {})
-    if not isinstance(given, dict):
-        faults.append(Fault("settings", "must be a mapping"))
-    else:
-        faults += [fault for key, value in given.items() if (fault := _setting(key, value))]
-    if faults:
-        raise BadInput("The project is wrong.", faults=faults, mend="Mend every field named and send it again.")
-    return body
-
-
-def _setting(key: str, value: Any) -> Fault | None:
-    if key not in SETTINGS and key not in choices.KEYS:
-        return Fault(f"settings.{key}", f"unknown field; known are {', '.join(dict.fromkeys([*SETTINGS, *choices.KEYS]))}")
-    if key not in SETTINGS:
-        return next(iter(choices.faults({key: value}, "settings.", prompts=True)), None)
-    field, told = SETTINGS[key]
-    try:
-        field.deserialize(value)
-    except ValidationError:
-        return Fault(f"settings.{key}", told)
-    return None
+def answered(name: str) -> Any:
+    """A project with its version as ETag. Raises `NotFound`."""
+    orm.session.expire_all()
+    found = orm.session.scalar(select(Project).where(Project.name == name, Project.removed_at.is_(None)))
+    if found is None:
+        raise NotFound(f"There is no project {name!r}.", mend="Register it: `hyperagent project add NAME PATH`.")
+    return found, 200, {"ETag": f'"{found.version}"'}
 
 
 def _opened(settings: Settings, asked: dict[str, Any]) -> tuple[Project, bool]:
@@ -142,17 +111,34 @@ def _opened(settings: Settings, asked: dict[str, Any]) -> tuple[Project, bool]:
 def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     """The project's row and whether a worker must be asked."""
     found = session.scalar(select(Project).where(Project.name == asked["name"]).with_for_update())
-    if found is not None and found.state == ProjectState.READY:
-        if found.source != asked["path"]:
-            raise Conflict(f"The project {found.name!r} is registered from {found.source}.", mend="Use another name.")
+    removed = found is not None and found.removed_at is not None
+    if found is not None and (found.state == ProjectState.READY or removed) and found.source != asked["source"]:
+        was = f"was registered from {found.source} and is removed" if removed else f"is registered from {found.source}"
+        raise Conflict(f"The project {found.name!r} {was}.", mend="Use another name.")
+    if found is not None and found.state == ProjectState.READY and not removed:
+        if asked["remote"] not in (None, found.rid):
+            mend = f"`hyperagent project set {found.name} remote={asked['remote']}` changes it."
+            raise Conflict(f"The project {found.name!r} publishes to {found.rid}.", mend=mend)
         return found, False
+    _free(session, asked)
     if found is None:
         found = Project(id=new_id(), name=asked["name"], created_at=db.now(session))
         session.add(found)
-    found.source, found.state, found.faults = asked["path"], ProjectState.REGISTERING, []
+    found.source, found.state, found.faults = asked["source"], ProjectState.REGISTERING, []
     found.description, found.default_branch = asked.get("description", ""), asked.get("default_branch", "")
-    found.settings = asked.get("settings", {})
+    found.settings, found.rid, found.removed_at = asked.get("settings", {}), asked["remote"] or found.rid, None
+    session.flush()
+    projects.mark_triggers(session, found)
     return found, True
+
+
+def _free(session: Session, asked: dict[str, Any]) -> None:
+    """No other project has this repository; the worker looks once more when it has registered it. Raises `Conflict`."""
+    same = (Project.source == asked["source"]) | (Project.rid == (asked["remote"] or asked["source"]))
+    query = select(Project).where(same, Project.removed_at.is_(None), Project.name != asked["name"])
+    other = session.scalars(query.where(Project.state == ProjectState.READY).limit(1)).first()
+    if other is not None:
+        raise projects.taken(other, asked["source"])
 
 
 def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
@@ -166,13 +152,28 @@ def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
             return project, 201
         if project.state == ProjectState.FAILED:
             _remove(settings, project_id)
-            faults = [Fault(entry["field"], entry["message"]) for entry in project.faults]
-            raise BadInput(f"The project {project.name!r} cannot be registered.", faults=faults)
+            raise refusal(f"The project {project.name!r} cannot be registered.", project.faults)
         if time.monotonic() > deadline:
             return project, 202
         time.sleep(0.1)
 
 
+def refusal(message: str, faults: list[dict[str, Any]]) -> HyperagentError:
+    """What a worker said as the error that fits it."""
+    kinds: dict[str, type[HyperagentError]] = {"not-ready": NotReady, "conflict": Conflict}
+    kind = next((kinds[entry["type"]] for entry in faults if entry.get("type") in kinds), BadInput)
+    return kind(message, faults=[Fault(entry["field"], entry["message"]) for entry in faults])
+
+
 def _remove(settings: Settings, project_id: str) -> None:
+    """Nothing stays of a registration that failed; one with a past is only out of use again."""
     with db.transaction(settings.db_url) as session:
-        session.execute(delete(Project).where(Project.id == project_id, Project.state == ProjectState.FAILED))
+        failed = (Project.id == project_id, Project.state == ProjectState.FAILED)
+        project = session.scalar(select(Project).where(*failed).with_for_update())
+        if project is None:
+            return
+        if project.publisher is not None:  # it was registered once: its workflows stay
+            project.removed_at, project.state = db.now(session), ProjectState.READY
+            return
+        projects.forget(session, project)
+        session.execute(delete(Project).where(*failed))

@@ -124,6 +124,19 @@ def follow(workflow_id: str) -> flask.Response:
     return stream.response(stream.workflow_events(settings.db_url, workflow_id, after))
 
 
+@blueprint.route("/<workflow_id>/steps/<key>/provenance")
+@blueprint.response(302, description="The newest provenance statement of the step, as an artifact")
+@blueprint.alt_response(404, description="No such workflow or step, or it has none yet")
+def provenance(workflow_id: str, key: str) -> Any:
+    """Where the statement of what produced the step's commit is: what a patch's description links to."""
+    named = (WorkflowStep.workflow_id == find(workflow_id), WorkflowStep.key == key, Artifact.name == "provenance.json")
+    query = select(Artifact.id).join(WorkflowStep, Artifact.step_id == WorkflowStep.id).where(*named)
+    found = orm.session.scalars(query.order_by(Artifact.id.desc()).limit(1)).first()
+    if found is None:
+        raise NotFound(f"The workflow has no provenance of a step {key!r}.")
+    return flask.redirect(flask.url_for("artifacts.download", artifact_id=found))
+
+
 @blueprint.route("/<workflow_id>/steps/<key>/log")
 @blueprint.response(200, {"type": "string"}, content_type="application/jsonl")
 @blueprint.alt_response(404, description="No such workflow, step or attempt")
@@ -150,6 +163,7 @@ def _submitted(settings: Settings, body: dict[str, Any], key: str | None) -> tup
         if before is not None:
             return before.id, None
         warnings = readiness.require(session, settings)
+        warnings += readiness.require_forge(session, settings, project) if not warnings else []
         made = workflows.submit(
             session,
             flask.current_app.extensions["queue"],

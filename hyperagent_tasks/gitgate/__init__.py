@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hyperagent_tasks.gitgate.gate import GitGate, new_repository
+from hyperagent_tasks.gitgate.relation import Relation, relation
 from hyperagent_tasks.gitgate.source import open_source
 from hyperagent_tasks.gitgate.values import (
     HOST,
@@ -24,9 +25,11 @@ __all__ = [
     "GitGate",
     "Limits",
     "Person",
+    "Relation",
     "Sealed",
     "SourceInfo",
     "TreePolicy",
     "new_repository",
     "open_source",
+    "relation",
 ]

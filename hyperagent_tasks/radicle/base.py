@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from hyperagent_common.errors import HyperagentError
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Registration:
 class PublishSpec:
     """One push of a workflow's branch. `published_at` is recorded before the first try and never changes, so that
     opening is idempotent; `patch_id` is what the database knows (None: none yet); `heads` are all commits of this
-    workflow so far, oldest first, the last is what is pushed."""
+    workflow so far, oldest first, the last is what is pushed. `ours` are sha256 digests of the descriptions we may have
+    written before: any other description is a person's, and stays."""
 
     repo: Path
     rid: str
@@ -48,6 +52,16 @@ class PublishSpec:
     body: str
     published_at: datetime
     patch_id: str | None = None
+    ours: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Announced:
+    """Whether peers were told and how many hold everything of the repository; `trouble` says why none does yet."""
+
+    announced: bool
+    synced_with: int
+    trouble: HyperagentError | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +72,39 @@ class Published:
     revision_id: str
     head: str
     did: Literal["opened", "revised", "found"]
-    announced: bool
-    synced_with: int
+    spread: Announced
+
+
+@dataclass(frozen=True)
+class ReviewSpec:
+    """A verdict to be said on one revision of a patch, under the reviewer's own identity."""
+
+    rid: str
+    patch_id: str
+    revision_id: str
+    verdict: Literal["accept", "reject"]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """The review as the forge holds it, read back from it."""
+
+    review_id: str
+    reviewer: str
+    did: Literal["reviewed", "edited", "found"]
+    spread: Announced
+
+
+@dataclass(frozen=True)
+class ReviewView:
+    """A review of one revision as the forge tells it."""
+
+    review_id: str
+    reviewer: str
+    revision_id: str
+    verdict: str | None
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +117,69 @@ class PatchView:
     state: str
     author: str
     revisions: Sequence[tuple[str, str]]
+    reviews: Sequence[ReviewView] = ()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A key that acts for this host: `role` is `publisher`, or who else has one."""
+
+    role: str
+    did: str
+    alias: str | None
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A peer that keeps a repository: `synced`, `outOfSync` or `unknown`; `at` in seconds since 1970."""
+
+    nid: str
+    status: str
+    at: int | None
+
+
+@dataclass(frozen=True)
+class RepositoryStanding:
+    """How a repository stands on this host's node. `head` is empty where its delegates do not agree on one."""
+
+    rid: str
+    registered: bool
+    default_branch: str = ""
+    head: str = ""
+    seeds: Sequence[Seed] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Node, sessions and repositories of this host; `since` in seconds since 1970."""
+
+    nid: str
+    since: float | None
+    sessions: Sequence[Mapping[str, Any]] = ()
+    repositories: Mapping[str, RepositoryStanding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a listener compares: canonical heads, the DIDs whose own branch is there, a fingerprint of each patch."""
+
+    did: str
+    delegates: Sequence[str] = ()
+    branches: Mapping[str, str] = field(default_factory=dict)
+    pushed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    patches: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comment:
+    """A comment on a patch, its body cut; `at` is what its author's clock said, in milliseconds since 1970."""
+
+    patch: str
+    id: str
+    author: str
+    at: int
+    body: str
 
 
 class Forge(Protocol):
@@ -102,5 +210,36 @@ class Forge(Protocol):
         """Push the branch and open or revise its one patch, looking before doing: safe to repeat after any crash.
         Raises `PushFailed` (may pass) or `ForgeRefused` (will not)."""
 
+    def review(self, spec: ReviewSpec) -> Reviewed:
+        """Say a verdict on a revision under the reviewer's own identity, made where it is missing; looking before doing.
+        There is one review a revision: another text replaces it. Raises `PushFailed` or `ForgeRefused`."""
+
+    def announce(self, rid: str) -> Announced:
+        """Tell peers again about what was pushed to a repository, and how many hold it. Raises `PushFailed`."""
+
     def patch(self, rid: str, patch_id: str) -> PatchView | None:
         """Read one patch back, or None."""
+
+    def fetch(self, rid: str, *, seconds: float) -> Registration:
+        """Have a repository of the network here, or nothing of it. Raises `ForgeRefused`, `DependencyDown`, `BadInput`."""
+
+    def storage(self, rid: str) -> Path:
+        """The bare repository in which the forge keeps `rid`, to read its default branch from."""
+
+    def identities(self) -> list[Identity]:
+        """Every identity of this host on the forge, also where no node runs."""
+
+    def version(self) -> str | None:
+        """The forge's version, where it is known."""
+
+    def standing(self, rids: Sequence[str]) -> Standing:
+        """Node, peers and repositories as they stand. Raises `DependencyDown`."""
+
+    def activity(self, rid: str, branches: Sequence[str]) -> Activity:
+        """What changed or not since somebody looked. Raises `DependencyDown`, `ForgeRefused`."""
+
+    def comments(self, rid: str, patches: Sequence[str]) -> Iterator[Comment]:
+        """The comments of these patches, oldest first in each."""
+
+    def events(self) -> AbstractContextManager[Iterator[dict[str, Any]]]:
+        """What happens at the node from now on. Raises `DependencyDown`, also when the node goes away."""

@@ -15,10 +15,12 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
-from hyperagent_common.errors import DependencyDown, NotReady
+from hyperagent_common.errors import DependencyDown, NodeDown, NotReady, PushTimedOut
+from hyperagent_tasks import failpoints
 
 START_SECONDS = 20.0
 CALL_SECONDS = 120.0
+KILLED = 137
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,13 @@ class ContainerExecutor:
         """In the node's container."""
         api = self._client.api
         try:
-            made = api.exec_create(self.name, list(argv))["Id"]
+            made = api.exec_create(self.name, list(argv), environment=failpoints.environment())["Id"]
             out, err = api.exec_start(made, demux=True)
-            code = int(api.exec_inspect(made)["ExitCode"] or 0)
-        except (DockerException, requests.RequestException) as error:
+            code = api.exec_inspect(made)["ExitCode"]
+        except (DockerException, requests.RequestException, TimeoutError) as error:
             raise self._trouble(error) from error
-        return Done(code, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace"))
+        ended = KILLED if code is None else int(code)  # None: the container ended under the command
+        return Done(ended, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace"))
 
     def start_node(self) -> None:
         """Start or adopt the container; one of another image is made anew."""
@@ -170,13 +173,15 @@ class ContainerExecutor:
             raise self._trouble(error) from error
         return str(labels.get("hyperagent.radicle")) if "hyperagent.radicle" in labels else None
 
-    def _trouble(self, error: Exception) -> NotReady | DependencyDown:
+    def _trouble(self, error: Exception) -> NotReady | DependencyDown | PushTimedOut:
         if isinstance(error, ImageNotFound):
             return NotReady(f"The image {self._image} is missing.", mend="Build it: ops/parts radicle-image.")
         if isinstance(error, NotFound) or (isinstance(error, APIError) and "is not running" in str(error)):
-            return DependencyDown("The Radicle node's container does not run.", mend="Start it: `hyperagent up`.")
+            return NodeDown("The Radicle node's container does not run.", mend="Start it: `hyperagent up`.")
         if isinstance(error, APIError):
             return DependencyDown(f"The Docker engine refused the Radicle container: {error.explanation}")
+        if isinstance(error, (requests.ReadTimeout, TimeoutError)):
+            return PushTimedOut(f"A command in the Radicle container did not end within {CALL_SECONDS:.0f} s.")
         return DependencyDown("The Docker engine does not answer.", mend="Start it: ops/parts engine.")
 
 
@@ -213,9 +218,11 @@ class HostExecutor:
                 text=True,
                 errors="replace",
                 timeout=CALL_SECONDS,
-                env=self._env,
+                env={**self._env, **failpoints.environment()},
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired as error:
+            raise PushTimedOut(f"{argv[0]} did not end within {CALL_SECONDS:.0f} s.") from error
+        except OSError as error:
             raise DependencyDown(f"{argv[0]} did not run: {error}") from error
         return Done(done.returncode, done.stdout, done.stderr)
 

@@ -7,25 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import (
-    BadInput,
-    DependencyDown,
-    Fault,
-    ForgeRefused,
-    HyperagentError,
-    NotReady,
-    PushFailed,
-)
+from hyperagent_common.errors import DependencyDown, HyperagentError, NodeDown, NotReady, PushFailed
 from hyperagent_tasks.radicle import home as homes
-from hyperagent_tasks.radicle import node
-from hyperagent_tasks.radicle.base import ForgeHealth, PatchView, Published, PublishSpec, Registration
+from hyperagent_tasks.radicle import node, outcomes
+from hyperagent_tasks.radicle.base import (
+    Announced,
+    ForgeHealth,
+    PatchView,
+    Published,
+    PublishSpec,
+    Registration,
+    Reviewed,
+    ReviewSpec,
+    ReviewView,
+)
 from hyperagent_tasks.radicle.executor import Executor, wait_until
+from hyperagent_tasks.radicle.watching import Watching
 
-ANNOUNCED_ANYWAY = {"node-down", "no-peer", "sync-timeout"}
-PUBLISH_WAIT = 0.5
+PUBLISH_WAIT, ANNOUNCE_WAIT = 0.5, 3.0
+REVIEWER_ALIAS = "hyperagent-verifier"
 
 
-class RadicleForge:
+class RadicleForge(Watching):
     """Publishes to this host's Radicle node."""
 
     name = "radicle"
@@ -51,7 +54,13 @@ class RadicleForge:
         """The home is fit and the node answers."""
         if not homes.inspect(self._home, passphrase=self._passphrase):
             raise NotReady(f"The Radicle home {self._home} has no identity yet.", mend="`hyperagent up` makes it.")
-        node.ask(self._home, "status")
+        homes.room(self._home)
+        try:
+            node.ask(self._home, "status")
+        except NodeDown:
+            if homes.encrypted(self._home):
+                self.unlock()  # then that is why
+            raise
 
     def start(self) -> ForgeHealth:
         """Identity, configuration, node; each only where it is missing."""
@@ -62,10 +71,13 @@ class RadicleForge:
             if done.exit_code:
                 raise NotReady(f"No Radicle identity could be made: {(done.stderr or done.stdout).strip()[-300:]}")
         homes.configure(self._home, self._config, fresh=fresh)
+        homes.room(self._home)
         if not self._answers():
+            if homes.encrypted(self._home):
+                self.unlock()
             self._executor.start_node()
             if not wait_until(self._answers):
-                raise DependencyDown(f"The Radicle node of {self._home} did not start.", mend="Look into its log.")
+                raise NodeDown(f"The Radicle node of {self._home} did not start.", mend="Look into its log.")
         return self.health()
 
     def _answers(self) -> bool:
@@ -93,60 +105,69 @@ class RadicleForge:
         return Registration(str(said["rid"]), str(said["default_branch"]), str(said["head"]))
 
     def publish(self, spec: PublishSpec) -> Published:
-        """Open or revise the one patch. Not announced is no failure: the push is kept and announced with the next."""
-        said = self._helper(
-            "publish",
-            {
-                "rid": spec.rid,
-                "repo": str(spec.repo),
-                "key": spec.branch,
-                "base": spec.base,
-                "heads": list(spec.heads),
-                "title": " ".join(spec.title.split()),
-                "body": spec.body,
-                "published_at": int(spec.published_at.timestamp()),
-                "patch": spec.patch_id,
-                "wait": PUBLISH_WAIT,
-            },
-        )
-        return Published(
-            patch_id=str(said["patch"]),
-            revision_id=str(said["revision"]),
-            head=str(said["head"]),
-            did=said["did"],
-            announced=bool(said.get("announced")),
-            synced_with=len(said.get("synced_with") or ()),
-        )
+        """Open or revise the one patch. Not announced is no failure: the push is kept and announced later."""
+        asked = {
+            "rid": spec.rid,
+            "repo": str(spec.repo),
+            "key": spec.branch,
+            "base": spec.base,
+            "heads": list(spec.heads),
+            "title": spec.title,
+            "body": spec.body,
+            "ours": list(spec.ours),
+            "published_at": int(spec.published_at.timestamp()),
+            "patch": spec.patch_id,
+            "wait": PUBLISH_WAIT,
+        }
+        said = self._helper("publish", asked)
+        return Published(str(said["patch"]), str(said["revision"]), str(said["head"]), said["did"], _spread(said))
+
+    def review(self, spec: ReviewSpec) -> Reviewed:
+        """The reviewer's key is in a home of its own beside the publisher's; its refs are announced by the same node."""
+        asked = {
+            "rid": spec.rid,
+            "patch": spec.patch_id,
+            "revision": spec.revision_id,
+            "verdict": spec.verdict,
+            "summary": spec.summary,
+            "alias": REVIEWER_ALIAS,
+            "wait": 0.0,
+        }
+        said = self._helper("review", asked)
+        return Reviewed(str(said["review"]), str(said["reviewer"]), said["did"], _spread(said))
+
+    def announce(self, rid: str) -> Announced:
+        """Tell the node again, and look which seeds hold what it tells."""
+        return _spread(self._helper("announce", {"rid": rid, "wait": ANNOUNCE_WAIT}))
 
     def patch(self, rid: str, patch_id: str) -> PatchView | None:
         """Read a patch back."""
         said = self._helper("show", {"rid": rid, "patch": patch_id})
         if not said.get("patch"):
             return None
-        revisions = tuple((str(r["id"]), str(r["head"])) for r in said["revisions"])
         told = {name: str(said[name]) for name in ("title", "body", "state", "author")}
-        return PatchView(patch_id=str(said["patch"]), revisions=revisions, **told)
+        return PatchView(
+            patch_id=str(said["patch"]),
+            revisions=tuple((str(r["id"]), str(r["head"])) for r in said["revisions"]),
+            reviews=tuple(
+                ReviewView(str(r["id"]), str(r["reviewer"]), str(r["revision"]), r["verdict"], str(r["summary"]))
+                for r in said["reviews"]
+            ),
+            **told,
+        )
 
     def _helper(self, command: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-        done = self._executor.call(["rad-push", command, "--json", "--spec", json.dumps(spec)])
+        done = self._executor.call(["rad-push", command, "--json", "--spec", json.dumps(spec, ensure_ascii=False)])
         lines = done.stdout.strip().splitlines()
         try:
             said: dict[str, Any] = json.loads(lines[-1])
         except (IndexError, ValueError) as error:
             told = (done.stderr or done.stdout).strip()[-300:]
             raise PushFailed(f"rad-push {command} ended with {done.exit_code} and no word: {told}") from error
-        outcome = str(said.get("outcome"))
-        if said.get("ok") or (outcome in ANNOUNCED_ANYWAY and "patch" in said):
+        if said.get("ok") or (said.get("outcome") in outcomes.KEPT and "announced" in said):
             return said
-        raise _error(outcome, str(said.get("error", outcome)), str(said.get("mend", "")))
+        raise outcomes.error_of(said)
 
 
-def _error(outcome: str, message: str, mend: str) -> HyperagentError:
-    """The helper's outcome as our error, each with its retry rule."""
-    if outcome == "bad-input":
-        return BadInput(message, faults=[Fault("repository", message)], mend=mend)
-    if outcome in ("not-registered", "rejected"):
-        return ForgeRefused(message, mend=mend)
-    if outcome == "node-down":
-        return DependencyDown(message, mend=mend)
-    return PushFailed(message, mend=mend)
+def _spread(said: Mapping[str, Any]) -> Announced:
+    return Announced(bool(said.get("announced")), len(said.get("synced_with") or ()), outcomes.trouble_of(said))

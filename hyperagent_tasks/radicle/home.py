@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hyperagent_common.errors import NotReady
 from hyperagent_tasks.radicle.node import SOCKET_LIMIT, socket_path
 
 OWN = "hyperagent"
+MIN_FREE = 128 << 20
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class NodeConfig:
         if self.network == "test":
             node["peers"] = {"type": "static"}
             return {"preferredSeeds": [], "cli": {"hints": False}, "node": node}
+        node["seedingPolicy"] = {"default": "block"}  # on a public network only what is registered here
         return {"cli": {"hints": False}, "node": node}
 
 
@@ -80,6 +84,11 @@ def _identity(home: Path, passphrase: bool) -> bool:
     return True
 
 
+def encrypted(home: Path) -> bool:
+    """Whether the home's key has a passphrase. Raises `NotReady` where it cannot be read."""
+    return _encrypted(home / "keys" / "radicle")
+
+
 def _encrypted(secret: Path) -> bool:
     try:
         body = "".join(secret.read_text().split("-----")[2].split())
@@ -111,6 +120,38 @@ def configure(home: Path, config: NodeConfig, *, fresh: bool) -> None:
         partial = target.with_name(target.name + ".partial")
         partial.write_bytes(data)
         partial.replace(target)
+
+
+def room(home: Path) -> None:
+    """Raise `NotReady` where the disk under the home is nearly full: a push that dies of it leaves a mess."""
+    free = shutil.disk_usage(home).free
+    if free < MIN_FREE:
+        raise NotReady(f"Only {free >> 20} MiB are free for the Radicle home {home}.", mend="Make room there.")
+
+
+def did(home: Path) -> str | None:
+    """The home's identity, from its public key: known also where no node runs."""
+    try:
+        raw = base64.b64decode((home / "keys" / "radicle.pub").read_text().split()[1], validate=True)
+    except (OSError, UnicodeDecodeError, IndexError, binascii.Error):
+        return None
+    key = raw[-32:]
+    if not raw.startswith(b"\x00\x00\x00\x0bssh-ed25519") or len(raw) != 51:
+        return None
+    number, text = int.from_bytes(b"\xed\x01" + key, "big"), ""
+    while number:
+        number, digit = divmod(number, 58)
+        text = _BASE58[digit] + text
+    return f"did:key:z{text}"
+
+
+def alias(home: Path) -> str | None:
+    """The alias in the home's configuration, where it has one."""
+    try:
+        found = json.loads((home / "config.json").read_text())["node"]["alias"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) and found.isprintable() else None
 
 
 def _digest(data: bytes) -> str:

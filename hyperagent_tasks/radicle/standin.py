@@ -12,16 +12,29 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from hyperagent_common.errors import BadInput, Fault, ForgeRefused
-from hyperagent_tasks.radicle.base import ForgeHealth, PatchView, Published, PublishSpec, Registration
+from hyperagent_common.errors import BadInput, Diverged, Fault, NothingToPropose, NotRegistered, PatchClosed, PushRejected
+from hyperagent_tasks.radicle.base import (
+    Announced,
+    ForgeHealth,
+    PatchView,
+    Published,
+    PublishSpec,
+    Registration,
+    Reviewed,
+    ReviewSpec,
+    ReviewView,
+)
+from hyperagent_tasks.radicle.standin_network import NoNetwork
 
 log = logging.getLogger(__name__)
 NOTICE = "stand-in forge: nothing leaves this machine"
+NOWHERE = Announced(False, 0)
+REVIEWER = "did:stand-in:verifier"
 
 
-class StandInForge:
+class StandInForge(NoNetwork):
     """Patches in a file; `head_of(repo, branch)` gives a commit or None, `has(repo, commit)` whether it is there."""
 
     name = "stand-in"
@@ -63,35 +76,45 @@ class StandInForge:
         return None if entry is None else Registration(rid, entry["branch"], entry["head"])
 
     def publish(self, spec: PublishSpec) -> Published:
-        """Look the patch up by its id or any head, then open or revise it."""
+        """Look the patch up by its id or any head, then open or revise it, and say of it what is still ours to say."""
         head = spec.heads[-1]
         if not self._has(spec.repo, head):
-            raise ForgeRefused(f"The repository {spec.repo} does not hold the commit {head}.")
+            raise PushRejected(f"The repository {spec.repo} does not hold the commit {head}.")
         with self._state() as state:
-            entry = state["repositories"].get(spec.rid)
-            if entry is None:
-                raise ForgeRefused(f"The repository {spec.rid} is not registered.", mend="Register it.")
-            patches = entry["patches"]
+            patches = _entry(state, spec.rid)["patches"]
             known = spec.patch_id if spec.patch_id in patches else _by_head(patches, spec.heads)
+            did: Literal["opened", "revised", "found"] = "revised" if known else "opened"
             if known is None:
+                if head == spec.base:
+                    raise NothingToPropose(f"The commit {head} is in the default branch already.")
                 known = _digest(spec.base, spec.branch, str(int(spec.published_at.timestamp())))[:40]
-                patches[known] = {
-                    "title": " ".join(spec.title.split()),
-                    "body": spec.body,
-                    "revisions": [],
-                    "state": "open",
-                }
-                did = "opened"
-            else:
-                did = "revised"
+                patches[known] = {"title": "", "body": "", "revisions": [], "state": "open", "reviews": {}}
             revisions = patches[known]["revisions"]
             found = next((r for r in revisions if r[1] == head), None)
             if found is None:
+                _may_revise(known, patches[known], spec)
                 found = [_digest(known, head)[:40], head]
                 revisions.append(found)
             else:
                 did = "found"
-        return Published(known, found[0], head, did, False, 0)  # type: ignore[arg-type]
+            _describe(patches[known], spec)
+        return Published(known, found[0], head, did, NOWHERE)
+
+    def review(self, spec: ReviewSpec) -> Reviewed:
+        """One review a revision, by an identity that is only a name."""
+        with self._state() as state:
+            patch = _entry(state, spec.rid)["patches"].get(spec.patch_id, {"revisions": ()})
+            if not any(r[0] == spec.revision_id for r in patch["revisions"]):
+                raise PushRejected(f"The patch {spec.patch_id} with the revision {spec.revision_id} is not there.")
+            reviews, said = patch.setdefault("reviews", {}), [spec.verdict, spec.summary]
+            did: Literal["reviewed", "edited", "found"] = "edited" if spec.revision_id in reviews else "reviewed"
+            did = "found" if reviews.get(spec.revision_id) == said else did
+            reviews[spec.revision_id] = said
+        return Reviewed(_review_id(spec.revision_id), REVIEWER, did, NOWHERE)
+
+    def announce(self, rid: str) -> Announced:
+        """There is nobody to tell."""
+        return NOWHERE
 
     def patch(self, rid: str, patch_id: str) -> PatchView | None:
         """Read a patch back."""
@@ -99,13 +122,17 @@ class StandInForge:
             entry = state["repositories"].get(rid, {"patches": {}})["patches"].get(patch_id)
         if entry is None:
             return None
+        reviews = tuple(
+            ReviewView(_review_id(revision), REVIEWER, revision, verdict, summary)
+            for revision, (verdict, summary) in entry.get("reviews", {}).items()
+        )
         revisions = tuple((r[0], r[1]) for r in entry["revisions"])
-        return PatchView(patch_id, entry["title"], entry["body"], entry["state"], "stand-in", revisions)
+        return PatchView(patch_id, entry["title"], entry["body"], entry["state"], "stand-in", revisions, reviews)
 
-    def retitle(self, rid: str, patch_id: str, title: str) -> None:
-        """What a person does with `rad patch edit`."""
+    def by_hand(self, rid: str, patch_id: str, **changes: object) -> None:
+        """What a person does with `rad patch`: set title, body, state or revisions."""
         with self._state() as state:
-            state["repositories"][rid]["patches"][patch_id]["title"] = title
+            state["repositories"][rid]["patches"][patch_id].update(changes)
 
     @contextlib.contextmanager
     def _state(self) -> Iterator[dict[str, Any]]:
@@ -122,6 +149,30 @@ class StandInForge:
                 partial = path.with_suffix(".partial")
                 partial.write_text(after)
                 partial.replace(path)
+
+
+def _entry(state: dict[str, Any], rid: str) -> dict[str, Any]:
+    if rid not in state["repositories"]:
+        raise NotRegistered(f"The repository {rid} is not registered.", mend="Register it.")
+    entry: dict[str, Any] = state["repositories"][rid]
+    return entry
+
+
+def _may_revise(patch_id: str, patch: dict[str, Any], spec: PublishSpec) -> None:
+    if patch["state"] in ("merged", "archived"):
+        raise PatchClosed(f"The patch {patch_id} was {patch['state']}.", mend="Reopen it, or submit a new plan.")
+    if patch["revisions"] and patch["revisions"][-1][1] not in spec.heads:
+        raise Diverged(f"The patch {patch_id} was revised to a commit that is none of this workflow's.")
+
+
+def _describe(patch: dict[str, Any], spec: PublishSpec) -> None:
+    patch["title"] = patch["title"] or " ".join(spec.title.splitlines()).strip()
+    if not patch["body"] or _digest(patch["body"]) in spec.ours:
+        patch["body"] = spec.body
+
+
+def _review_id(revision_id: str) -> str:
+    return _digest("review", revision_id)[:40]
 
 
 def _by_head(patches: dict[str, Any], heads: Any) -> str | None:
