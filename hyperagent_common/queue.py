@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import redis
 from celery import Celery, chain
 from celery.canvas import Signature
 
@@ -19,6 +20,8 @@ REGISTER = "hyperagent.register_project"
 DRAFT = "hyperagent.draft_plan"
 STEPS = "steps"
 CONTROL = "control"
+PREFIX = "hyperagent:"
+ASK_SECONDS = 3.0
 
 
 def make(settings: Settings) -> Celery:
@@ -61,7 +64,7 @@ def transport_options(settings: Settings) -> dict[str, object]:
         "unacked_restore_throttle": 1,  # else a sweep only every 100 s
         "socket_connect_timeout": 5,
         "health_check_interval": 25,
-        "global_keyprefix": "hyperagent:",
+        "global_keyprefix": PREFIX,  # several may share one Redis database
     }
     if not settings.broker.startswith("redis+socket"):
         options |= {"socket_timeout": 30, "socket_keepalive": True}
@@ -72,6 +75,21 @@ def signature(app: Celery, name: str, *args: object) -> Signature:
     """An immutable signature by name: a chain's link takes nothing from the link before."""
     queue = app.conf.task_routes.get(name, {}).get("queue", STEPS)
     return app.signature(name, args=args, immutable=True, queue=queue)
+
+
+def depth(broker: str) -> int | None:
+    """How many messages of steps wait in the broker; None where it cannot be asked."""
+    if not broker.startswith("redis"):
+        return None
+    client = redis.Redis.from_url(
+        broker.replace("redis+socket://", "unix://", 1), socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS
+    )
+    try:
+        return int(client.llen(PREFIX + STEPS))
+    except redis.RedisError:
+        return None
+    finally:
+        client.close()
 
 
 def host_queue(instance: str) -> str:
