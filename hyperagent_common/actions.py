@@ -129,7 +129,7 @@ def _cancel(session: Session, workflow: Workflow, by: str, reason: str) -> None:
 
 def _cancel_step(session: Session, step: WorkflowStep, moment: datetime, told: str) -> None:
     step.state, step.finished_at, step.reason = StepState.CANCELLED, moment, told
-    step.fence, step.generation, step.lease_until = step.fence + 1, step.generation + 1, None
+    step.fence, step.generation, step.lease_until, step.blocked_since = step.fence + 1, step.generation + 1, None, None
     running = (StepAttempt.step_id == step.id, StepAttempt.state == AttemptState.RUNNING)
     closed = {"state": AttemptState.ABANDONED, "finished_at": moment, "error_type": CANCELLED, "reason": told}
     session.execute(update(StepAttempt).where(*running).values(**closed))

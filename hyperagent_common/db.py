@@ -14,13 +14,13 @@ from sqlalchemy import Engine, create_engine, event, func, inspect, literal_colu
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from hyperagent_common import forge_models, patch_models
+from hyperagent_common import forge_models, patch_models, upkeep_models
 from hyperagent_common.errors import DependencyDown, NotReady
 from hyperagent_common.models import Base
 
 log = logging.getLogger(__name__)
 _AFTER_COMMIT = "hyperagent.after_commit"
-TABLES = (forge_models, patch_models)
+TABLES = (forge_models, patch_models, upkeep_models)
 """Modules with tables besides `models`: imported, so that `Base.metadata` knows all."""
 
 
@@ -120,11 +120,24 @@ def alembic_config(url: str) -> Any:
     return config
 
 
-def check(url: str) -> None:
-    """Raise `DependencyDown` or `NotReady` where the database is away or its schema is not ours."""
+@lru_cache(maxsize=1)
+def _head() -> str | None:
     from alembic.script import ScriptDirectory
 
-    head = ScriptDirectory.from_config(alembic_config(url)).get_current_head()
+    return ScriptDirectory.from_config(alembic_config("")).get_current_head()
+
+
+def require_schema(session: Session) -> None:
+    """Raise `NotReady` where the schema is not this code's: code of another version must not write."""
+    found = session.scalar(text("SELECT version_num FROM alembic_version"))
+    if found != _head():
+        mend = "Stop this host, and start it again with the version the others run."
+        raise NotReady(f"The database schema is at {found or 'nothing'}, this program's is {_head()}.", mend=mend)
+
+
+def check(url: str) -> None:
+    """Raise `DependencyDown` or `NotReady` where the database is away or its schema is not ours."""
+    head = _head()
     try:
         with engine(url).connect() as connection:
             names = set(inspect(connection).get_table_names())

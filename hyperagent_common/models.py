@@ -177,6 +177,7 @@ class WorkflowStep(Base):
         UniqueConstraint("workflow_id", "key"),
         CheckConstraint(_in("state", StepState), name="state"),
         Index(None, "state", "queued_at"),
+        Index(None, "blocked_since"),
     )
     id: Mapped[str] = _pk()
     workflow_id: Mapped[str] = _fk("workflow.id")
@@ -271,7 +272,10 @@ class Verdict(Base):
 
 
 class PlanDraft(Base):
-    """A plan a planner agent wrote for a goal, to look at, edit and submit: `queued`, `running`, `done` or `failed`."""
+    """A plan a planner agent wrote for a goal, to look at, edit and submit: `queued`, `running`, `done` or `failed`.
+
+    It is held as a step is: `fence` counts its claims.
+    """
 
     __tablename__ = "plan_draft"
     id: Mapped[str] = _pk()
@@ -280,6 +284,8 @@ class PlanDraft(Base):
     state: Mapped[str] = mapped_column(String(16), default="queued")
     reason: Mapped[str | None] = mapped_column(Text)
     document: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[datetime | None]
     requested_by: Mapped[str] = mapped_column(String(255), default="")
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import redis
 from celery import Celery, chain
 from celery.canvas import Signature
 
@@ -22,6 +23,8 @@ CATCH_UP = "hyperagent.catch_up"
 CATCH_UP_EXPIRES = 600
 STEPS = "steps"
 CONTROL = "control"
+PREFIX = "hyperagent:"
+ASK_SECONDS = 3.0
 
 
 def make(settings: Settings) -> Celery:
@@ -69,7 +72,7 @@ def transport_options(settings: Settings) -> dict[str, object]:
         "unacked_restore_throttle": 1,  # else a sweep only every 100 s
         "socket_connect_timeout": 5,
         "health_check_interval": 25,
-        "global_keyprefix": "hyperagent:",
+        "global_keyprefix": PREFIX,  # several may share one Redis database
     }
     if not settings.broker.startswith("redis+socket"):
         options |= {"socket_timeout": 30, "socket_keepalive": True}
@@ -91,6 +94,21 @@ def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
     """Ask the host that publishes a project to do what its patches still wait for; any host where none is named."""
     to = host_queue(publisher) if publisher else STEPS
     signature(app, CATCH_UP, project_id).set(queue=to, expires=CATCH_UP_EXPIRES).apply_async()
+
+
+def depth(broker: str) -> int | None:
+    """How many messages of steps wait in the broker; None where it cannot be asked."""
+    if not broker.startswith("redis"):
+        return None
+    client = redis.Redis.from_url(
+        broker.replace("redis+socket://", "unix://", 1), socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS
+    )
+    try:
+        return int(client.llen(PREFIX + STEPS))
+    except redis.RedisError:
+        return None
+    finally:
+        client.close()
 
 
 def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]], to: str = "") -> None:

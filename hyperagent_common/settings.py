@@ -97,6 +97,9 @@ class Settings:
     dependency_patience: float = setting(
         3600.0, "How long a step waits for a dependency that is down (engine, gateway, forge) without using up attempts."
     )
+    outage_patience: float = setting(
+        900.0, "How long at least a step is tried again, whatever attempts are left, where model provider or forge fail it."
+    )
     drain_seconds: float = setting(30.0, "How long a stopped worker lets its steps run on before it hands them over.")
     visibility_timeout: float = setting(
         0.0, "After how long Redis delivers an unacknowledged message again; 0: longer than any step. Harmless when short."

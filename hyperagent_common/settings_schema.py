@@ -112,6 +112,7 @@ SCHEMA = Schema.from_dict(
         "retry_backoff": _count(1, 3600),
         "retry_backoff_max": _count(1, 3600),
         "dependency_patience": _seconds(0),
+        "outage_patience": _seconds(0),
         "drain_seconds": _seconds(0.1, 3600),
         "visibility_timeout": _seconds(0),
         "worker_concurrency": _count(1, 256),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,14 +17,25 @@ from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, workflows
-from hyperagent_common.errors import BudgetSpent, DependencyDown, HyperagentError, LeaseLost, Permanent, Transient
+from hyperagent_common.errors import (
+    BudgetSpent,
+    DependencyDown,
+    HyperagentError,
+    LeaseLost,
+    Permanent,
+    ProviderDown,
+    PushFailed,
+    Transient,
+)
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
+from hyperagent_tasks import leases
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 1.0
+OUTAGES = (ProviderDown, PushFailed)
+"""What fails at somebody else's: it costs attempts, but the last one is not spent before `outage` seconds have passed."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,15 @@ class Claim:
         """True where the retry budget has no attempt after this one; attempts that cost nothing are in `max_attempts`."""
         return self.number >= self.max_attempts
 
+    @property
+    def waited(self) -> float:
+        """Seconds this step had been waiting for a dependency when it was claimed."""
+        return (self.claimed_at - (self.blocked_since or self.claimed_at)).total_seconds()
+
+    def age(self, moment: datetime) -> float:
+        """Seconds since the claim."""
+        return (moment - self.claimed_at).total_seconds()
+
 
 class StepTaken(Exception):
     """The step is not ours to do; `done` where its work is done and the chain may go on."""
@@ -58,8 +76,12 @@ class StepTaken(Exception):
 
 
 def take(url: str, app: Celery, step_id: str, generation: int, worker: str, lease: float) -> Claim:
-    """Claim a step, or raise `StepTaken`. A step whose budget is spent becomes a dead letter instead."""
+    """Claim a step, or raise `StepTaken`; `NotReady` where the schema is not this code's.
+
+    A step whose budget is spent becomes a dead letter instead.
+    """
     with db.transaction(url) as session:
+        db.require_schema(session)
         claim = _take(session, step_id, generation, worker, lease)
     if claim is not None and claim.number > claim.max_attempts:
         with fenced(url, claim, whole=True) as (session, _step):
@@ -141,8 +163,7 @@ def beat(url: str, claim: Claim, lease: float) -> bool:
             moment = db.now(session)
             step.lease_until = moment + timedelta(seconds=lease)
             attempt = session.get_one(StepAttempt, claim.attempt_id)
-            ran = (moment - claim.claimed_at).total_seconds()
-            events.record(session, EventKind.STEP_HEARTBEAT, step=step, attempt=attempt, latency=ran, at=moment)
+            events.record(session, EventKind.STEP_HEARTBEAT, step=step, attempt=attempt, latency=claim.age(moment), at=moment)
     except LeaseLost:
         return False
     return True
@@ -155,45 +176,15 @@ def holds(url: str, claim: Claim) -> bool:
         return session.scalar(select(WorkflowStep.id).where(*ours)) is not None
 
 
-class Lease(threading.Thread):
-    """Keeps a claim alive from a thread. `lost()` turns true once the claim is lost or could not be renewed in time."""
+class Lease(leases.Keeper):
+    """Keeps a claim alive from a thread."""
 
     def __init__(self, url: str, claim: Claim, lease: float, every: float) -> None:
-        super().__init__(name=f"lease-{claim.key}", daemon=True)
-        self._url, self._claim, self._lease, self._every = url, claim, lease, every
-        self._ended = threading.Event()
-        self._lost = threading.Event()
-        self._until = time.monotonic() + lease
+        super().__init__(claim.key, lambda: beat(url, claim, lease), lambda: holds(url, claim), lease, every)
 
     def __enter__(self) -> Lease:
-        self.start()
+        super().__enter__()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self.join(timeout=self._every + 10)
-
-    def lost(self) -> bool:
-        """True once somebody else may hold the step: stop at once."""
-        return self._lost.is_set() or time.monotonic() > self._until
-
-    def stop(self) -> None:
-        """This attempt is over: whatever runs for it must end."""
-        self._lost.set()
-
-    def run(self) -> None:
-        """Renew until told to stop or the claim is lost."""
-        due = time.monotonic() + self._every
-        while not self._ended.wait(min(LOOK_SECONDS, self._every)):
-            asked = time.monotonic()
-            try:
-                if not (beat(self._url, self._claim, self._lease) if asked >= due else holds(self._url, self._claim)):
-                    self._lost.set()
-                    return
-                if asked >= due:
-                    self._until, due = asked + self._lease, asked + self._every
-            except DependencyDown as error:
-                log.warning("lease.unrenewed", extra={"step": self._claim.step_id, "error": str(error)})
 
 
 def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
@@ -204,7 +195,7 @@ def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
         step.blocked_since = None
         step.state, step.commit, step.finished_at, step.lease_until = StepState.DONE, commit, moment, None
         attempt = _close_attempt(session, claim, AttemptState.SUCCEEDED, moment)
-        took = (moment - claim.claimed_at).total_seconds()
+        took = claim.age(moment)
         events.record(session, EventKind.STEP_DONE, step=step, attempt=attempt, latency=took, at=moment, commit=commit)
         session.flush()
         workflows.queue_following(session, workflow, step, moment)
@@ -213,21 +204,24 @@ def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
 def release(url: str, claim: Claim, error: HyperagentError) -> None:
     """The attempt failed in a way that may pass: queue the step again under the same generation; Celery sends it.
 
-    Where a dependency is down, waiting for it costs nothing of the budget: `fail` bounds it by time instead.
+    Where a dependency is down, waiting for it costs nothing of the budget: `fail` bounds it by time instead. Nor does an
+    outage cost the last attempt, as long as `fail` lets it go on.
     """
-    waiting = isinstance(error, DependencyDown)
+    outage = isinstance(error, OUTAGES)
+    waiting = isinstance(error, DependencyDown) or (outage and claim.last)
     with fenced(url, claim) as (session, step):
         moment = db.now(session)
         step.state, step.queued_at, step.sent_at, step.lease_until = StepState.QUEUED, moment, moment, None
         step.reason = error.sentence
         step.free_attempts += int(waiting)
-        step.blocked_since = (claim.blocked_since or claim.claimed_at) if waiting else None
+        step.blocked_since = (claim.blocked_since or claim.claimed_at) if waiting or outage else None
         attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
         events.record(
             session,
             EventKind.STEP_WAITING if waiting else EventKind.STEP_RETRY,
             step=step,
             attempt=attempt,
+            latency=claim.age(moment),
             at=moment,
             error_type=error.type,
             reason=error.sentence,
@@ -244,7 +238,7 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
         step.reason = "Its worker was stopped."
         attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
         attempt.error_type, attempt.reason = "drained", step.reason
-        events.record(session, EventKind.STEP_HANDED_OVER, step=step, attempt=attempt, at=moment)
+        events.record(session, EventKind.STEP_HANDED_OVER, step=step, attempt=attempt, latency=claim.age(moment), at=moment)
         workflows.mark_queued(session, step, moment)
         step.lease_until = None
         session.flush()
@@ -254,8 +248,7 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
 
 def forward(url: str, app: Celery, claim: Claim, to: str, patience: float) -> None:
     """The step's commit is made; what is left is for the host `to`, at no cost. Raises `DependencyDown` after `patience`."""
-    waited = (claim.claimed_at - (claim.blocked_since or claim.claimed_at)).total_seconds()
-    if waited > patience:
+    if claim.waited > patience:
         raise DependencyDown(f"The host {to}, which publishes this project, does not take the step.", mend="Start its worker.")
     with fenced(url, claim, whole=True) as (session, step):
         workflow = session.get_one(Workflow, claim.workflow_id)
@@ -265,7 +258,8 @@ def forward(url: str, app: Celery, claim: Claim, to: str, patience: float) -> No
         step.reason = f"Waits for the host {to}, which publishes this project."
         attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
         attempt.error_type, attempt.reason = "forwarded", step.reason
-        events.record(session, EventKind.STEP_FORWARDED, step=step, attempt=attempt, at=moment, to=to)
+        took = claim.age(moment)
+        events.record(session, EventKind.STEP_FORWARDED, step=step, attempt=attempt, latency=took, at=moment, to=to)
         workflows.mark_queued(session, step, moment)
         step.lease_until = None
         session.flush()
@@ -296,6 +290,7 @@ def dead_letter(session: Session, app: Celery, claim: Claim, error_type: str, re
     step = session.get_one(WorkflowStep, claim.step_id)
     moment = db.now(session)
     step.state, step.finished_at, step.lease_until, step.reason = StepState.FAILED, moment, None, reason
+    step.blocked_since = None
     attempt = session.get_one(StepAttempt, claim.attempt_id)
     attempt.state, attempt.finished_at, attempt.error_type, attempt.reason = (
         AttemptState.FAILED,
@@ -313,7 +308,8 @@ def dead_letter(session: Session, app: Celery, claim: Claim, error_type: str, re
             created_at=moment,
         )
     )
-    events.record(session, EventKind.STEP_FAILED, step=step, attempt=attempt, at=moment, error_type=error_type, reason=reason)
+    said = {"error_type": error_type, "reason": reason}
+    events.record(session, EventKind.STEP_FAILED, step=step, attempt=attempt, latency=claim.age(moment), at=moment, **said)
     session.flush()
     workflows.advance(session, app, claim.workflow_id)
 
@@ -328,14 +324,17 @@ def _close_attempt(
     return attempt
 
 
-def fail(url: str, app: Celery, claim: Claim, error: BaseException, *, patience: float = 3600.0) -> BaseException:
+def fail(
+    url: str, app: Celery, claim: Claim, error: BaseException, *, patience: float = 3600.0, outage: float = 0.0
+) -> BaseException:
     """Write how a failed attempt leaves its step and return the error to go on with.
 
-    A dependency that is down is waited for up to `patience` seconds, without using up attempts.
+    A dependency that is down is waited for up to `patience` seconds, without using up attempts. What fails at the model
+    provider or the forge uses them up, but is not given up before it has failed for `outage` seconds.
 
     Nothing is written where the lease is lost or the database is away: the reconciler finds the step by its lease.
     """
-    error = _named(error, claim, patience)
+    error = _named(error, claim, patience, outage)
     try:
         if isinstance(error, LeaseLost):
             _abandon(url, claim)
@@ -350,13 +349,14 @@ def fail(url: str, app: Celery, claim: Claim, error: BaseException, *, patience:
     return error
 
 
-def _named(error: BaseException, claim: Claim, patience: float) -> BaseException:
+def _named(error: BaseException, claim: Claim, patience: float, outage: float) -> BaseException:
     """The error as one of ours; a Transient without attempts (or patience) left will not pass any more."""
     if isinstance(error, DependencyDown):
-        waited = (claim.claimed_at - (claim.blocked_since or claim.claimed_at)).total_seconds()
-        if waited <= patience:
+        if claim.waited <= patience:
             return error
-        return Permanent(f"Waited {waited:.0f} s for it in vain: {error.message}", faults=error.faults, mend=error.mend)
+        return Permanent(f"Waited {claim.waited:.0f} s for it in vain: {error.message}", faults=error.faults, mend=error.mend)
+    if isinstance(error, OUTAGES) and claim.waited < outage:
+        return error
     if isinstance(error, Transient) and claim.last:
         told = f"All {claim.max_attempts} attempts failed; the last: {error.message}"
         return Permanent(told, faults=error.faults, mend=error.mend)

@@ -6,12 +6,12 @@ The database says where a branch is (`workflow.head`); a host that does not hold
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 
 from hyperagent_common import db
 from hyperagent_common.errors import Conflict, DependencyDown, NotFound
 from hyperagent_common.models import Project
+from hyperagent_tasks import scratch
 from hyperagent_tasks.gitgate import GitGate
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import is_remote, place
@@ -77,8 +77,8 @@ def keep(parts: Parts, step: StepSpec, commit: str) -> None:
 
 
 def _put(parts: Parts, project: str, commit: str, key: str, without: str | None) -> None:
-    with tempfile.TemporaryDirectory(prefix="bundle-", dir=_scratch(parts)) as scratch:
-        path = Path(scratch) / "out.bundle"
+    with scratch.directory(scratch_place(parts)) as place:
+        path = place / "out.bundle"
         parts.gitgate.base_bundle(project, commit, path, without=without)
         try:
             parts.storage.put(key, path.read_bytes())
@@ -94,13 +94,12 @@ def _take(parts: Parts, project: str, commit: str, key: str) -> None:
         data = parts.storage.get(key)
     except NotFound as error:
         raise DependencyDown(f"The shared storage does not hold the commit {commit} of {project}.") from error
-    with tempfile.TemporaryDirectory(prefix="bundle-", dir=_scratch(parts)) as scratch:
-        path = Path(scratch) / "in.bundle"
+    with scratch.directory(scratch_place(parts)) as place:
+        path = place / "in.bundle"
         path.write_bytes(data)
         gate.take_bundle(project, path, commit)
 
 
-def _scratch(parts: Parts) -> Path:
-    path = parts.settings.run_dir / "bundles"
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+def scratch_place(parts: Parts) -> Path:
+    """Where bundles lie while they are written or read."""
+    return parts.settings.run_dir / "bundles"

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, select, update
 
-from hyperagent_common import choices, db
+from hyperagent_common import choices, db, queue
 from hyperagent_common import plan as plans
 from hyperagent_common.choices import Choice
-from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError
+from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
 from hyperagent_tasks import preparing, prompts
 from hyperagent_tasks.agents.base import Agent, AgentTask
 from hyperagent_tasks.conversing import seen_by_gateway
 from hyperagent_tasks.gateway.client import Grant, new_token
+from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import place
 from hyperagent_tasks.runners.base import Mount, Owner, RunSpec
@@ -34,47 +37,86 @@ SCHEMA = {
 }
 
 
+@dataclass(frozen=True)
+class Held:
+    """A draft that is ours until `fence` is overtaken."""
+
+    id: str
+    fence: int
+
+    def where(self) -> tuple[ColumnElement[bool], ...]:
+        """The draft, while it is ours."""
+        return (PlanDraft.id == self.id, PlanDraft.fence == self.fence, PlanDraft.state == "running")
+
+
 def draft(parts: Parts, draft_id: str) -> None:
-    """Write a draft's plan, or why there is none. A second delivery finds it taken and does nothing."""
-    url = parts.settings.db_url
-    taken = (PlanDraft.id == draft_id, PlanDraft.state == "queued")
-    with db.transaction(url) as session:
-        if session.scalar(update(PlanDraft).where(*taken).values(state="running").returning(PlanDraft.id)) is None:
-            return
-        row = session.get_one(PlanDraft, draft_id)
-        goal, project = row.goal, session.get_one(Project, row.project_id)
-    root = parts.settings.home / "work" / draft_id
+    """Write a draft's plan, or why there is none. A second delivery finds it taken and does nothing.
+
+    Its worker renews a lease; the reconciler gives a draft without one to another worker, and this one can write no more.
+    """
+    s = parts.settings
+    held, goal, project = _take(s.db_url, draft_id, s.lease_seconds)
+    if held is None or project is None:
+        return
+    root = s.home / "work" / f"{draft_id}.{held.fence}"
+    renew = partial(_write, s.db_url, held, lease=s.lease_seconds)
     try:
-        plan = _written(parts, draft_id, project, goal, root)
-        _end(url, draft_id, state="done", document=plan.document())
+        with Keeper(draft_id, renew, partial(_holds, s.db_url, held), s.lease_seconds, s.heartbeat_seconds) as lease:
+            plan = _written(parts, held, project, goal, root, lease)
+        _write(s.db_url, held, state="done", document=plan.document())
     except HyperagentError as error:
-        _end(url, draft_id, state="failed", reason=str(error))
+        _write(s.db_url, held, state="failed", reason=str(error))
+    except SystemExit:  # the worker is drained: another one begins anew
+        _write(s.db_url, held, state="queued")
+        queue.signature(parts.app, queue.DRAFT, draft_id).apply_async()
+        raise
     except Exception as error:
-        _end(url, draft_id, state="failed", reason=f"HyperAgent itself failed: {type(error).__name__}: {error}")
+        _write(s.db_url, held, state="failed", reason=f"HyperAgent itself failed: {type(error).__name__}: {error}")
         raise
     finally:
         if root.exists():
             parts.runner.remove_tree(root)
 
 
-def _end(url: str, draft_id: str, **values: Any) -> None:
+def _take(url: str, draft_id: str, lease: float) -> tuple[Held | None, str, Project | None]:
+    taken = (PlanDraft.id == draft_id, PlanDraft.state == "queued")
     with db.transaction(url) as session:
+        until = db.now(session) + timedelta(seconds=lease)
+        values = {"state": "running", "fence": PlanDraft.fence + 1, "lease_until": until}
+        fence = session.scalar(update(PlanDraft).where(*taken).values(**values).returning(PlanDraft.fence))
+        if fence is None:
+            return None, "", None
         row = session.get_one(PlanDraft, draft_id)
-        row.finished_at = db.now(session)
-        for name, value in values.items():
-            setattr(row, name, value)
+        return Held(draft_id, fence), row.goal, session.get_one(Project, row.project_id)
 
 
-def _written(parts: Parts, draft_id: str, project: Project, goal: str, root: Path) -> plans.Plan:
+def _holds(url: str, held: Held) -> bool:
+    with db.transaction(url, reading=True) as session:
+        return session.scalar(select(PlanDraft.id).where(*held.where())) is not None
+
+
+def _write(url: str, held: Held, *, lease: float | None = None, **values: Any) -> bool:
+    """Renew the lease (`lease`), or end the draft with `values`; False, and nothing written, where it is not ours."""
+    with db.transaction(url) as session:
+        moment = db.now(session)
+        if lease is None:
+            values["lease_until"], values["finished_at"] = None, None if values["state"] == "queued" else moment
+        else:
+            values["lease_until"] = moment + timedelta(seconds=lease)
+        written = update(PlanDraft).where(*held.where()).values(**values).returning(PlanDraft.id)
+        return session.scalar(written) is not None
+
+
+def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, lease: Keeper) -> plans.Plan:
     chosen = choices.settle(parts.settings.choices(), project.settings)
     parts.runner.check()
-    ws = _clone(parts, draft_id, project, root)
+    ws = _clone(parts, held, project, root)
     persona = prompts.persona("planner", chosen.prompts)
     faults = ""
     for number in range(1, ASKS + 1):
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
-        text = _asked(parts, draft_id, chosen.planner, "\n\n".join(filter(None, told)), ws, root, number)
+        text = _asked(parts, held, chosen.planner, "\n\n".join(filter(None, told)), ws, root, number, lease)
         try:
             return plans.parse(only_object(text))
         except Malformed as error:
@@ -86,24 +128,24 @@ def _written(parts: Parts, draft_id: str, project: Project, goal: str, root: Pat
     )
 
 
-def _clone(parts: Parts, draft_id: str, project: Project, root: Path) -> Path:
+def _clone(parts: Parts, held: Held, project: Project, root: Path) -> Path:
     ws, inp = root / "ws", root / "base"
     inp.mkdir(parents=True, mode=0o755)
     ws.mkdir()
     parts.runner.workspace(ws)
     head = parts.gitgate.refresh(project.name, str(place(parts, project.source)), project.default_branch)
     parts.gitgate.base_bundle(project.name, head, inp / "base.bundle")
-    preparing.materialise(parts, _owner(parts, draft_id, preparing.MATERIALISE_SECONDS), ws, inp)
+    preparing.materialise(parts, _owner(parts, held, preparing.MATERIALISE_SECONDS), ws, inp)
     return ws
 
 
-def _owner(parts: Parts, draft_id: str, seconds: float) -> Owner:
+def _owner(parts: Parts, held: Held, seconds: float) -> Owner:
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
-    return Owner(instance(parts.settings), draft_id, draft_id, draft_id, 1, until)
+    return Owner(instance(parts.settings), held.id, held.id, held.id, held.fence, until)
 
 
-def _asked(parts: Parts, draft_id: str, choice: Choice, prompt: str, ws: Path, root: Path, number: int) -> str:
-    """The planner's final text. Raises `AgentFailed`."""
+def _asked(parts: Parts, held: Held, choice: Choice, prompt: str, ws: Path, root: Path, number: int, lease: Keeper) -> str:
+    """The planner's final text. Raises `AgentFailed`, `LeaseLost`."""
     agent, token, run_id = parts.agent(choice.provider), new_token(), new_id()
     place = Place(root / f"planner-{number}", "")
     place.make()
@@ -113,20 +155,24 @@ def _asked(parts: Parts, draft_id: str, choice: Choice, prompt: str, ws: Path, r
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     limit = parts.settings.agent_max_requests
-    parts.gateway.open(Grant(run_id, draft_id, sha, "plan", "planner", provider, model, limit, until, log, run=number))
+    parts.gateway.open(Grant(run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log, run=number))
     base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner")
     parser, began = agent.parser("planner"), datetime.now(UTC)
     try:
-        spec = _run_spec(parts, draft_id, agent, task, place, ws)
+        spec = _run_spec(parts, held, agent, task, place, ws)
         result = parts.runner.run(
-            spec, sink=lambda stream, data: list(parser.feed(data)) and None if stream == "stdout" else None
+            spec,
+            sink=lambda stream, data: list(parser.feed(data)) and None if stream == "stdout" else None,
+            cancelled=lease.lost,
         )
     finally:
         observed = parts.gateway.close(run_id)
+    if lease.lost():
+        raise LeaseLost()
     outcome = seen_by_gateway(parser.outcome(result), observed)
     row = AgentRun(
-        id=run_id, draft_id=draft_id, role="planner", round=number, provider=agent.name, model=choice.model,
+        id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name, model=choice.model,
         cli_version=parts.agent_version(agent), session_id=outcome.session_id, end_reason=outcome.reason,
         sentence=outcome.sentence, exit_code=result.exit_code, container_id=result.container_id, image_id=result.image_id,
         input_tokens=observed.input, output_tokens=observed.output, cached_tokens=observed.cached,
@@ -139,7 +185,7 @@ def _asked(parts: Parts, draft_id: str, choice: Choice, prompt: str, ws: Path, r
     return outcome.final_text
 
 
-def _run_spec(parts: Parts, draft_id: str, agent: Agent, task: AgentTask, place: Place, ws: Path) -> RunSpec:
+def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Place, ws: Path) -> RunSpec:
     command = agent.command(task)
     files = place.inp / "prompt"
     files.mkdir(mode=0o755)
@@ -150,7 +196,7 @@ def _run_spec(parts: Parts, draft_id: str, agent: Agent, task: AgentTask, place:
         role="agent",
         argv=command.argv,
         env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
-        owner=_owner(parts, draft_id, parts.settings.step_timeout),
+        owner=_owner(parts, held, parts.settings.step_timeout),
         mounts=[Mount(ws, "/workspace"), Mount(place.inp, "/in"), Mount(place.logs, "/logs", read_only=False)],
         timeout=parts.settings.step_timeout,
         gateway_socket=parts.gateway.data_socket,

@@ -11,6 +11,8 @@ from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
 from hyperagent_common.models import PlanDraft, StepAttempt
 from hyperagent_common.states import AttemptState
+from hyperagent_tasks import handover, scratch
+from hyperagent_tasks.gitgate.importing import QUARANTINE
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ def reap(parts: Parts) -> dict[str, int]:
 
     A thing is seen first and its attempt asked for afterwards: an attempt's row is there before anything it owns.
     """
-    kinds = {"containers": _containers, "workspaces": _workspaces, "refs": _refs, "grants": _grants}
+    kinds = {"containers": _containers, "workspaces": _workspaces, "refs": _refs, "grants": _grants, "scratch": _scratch}
     done = dict.fromkeys(kinds, 0)
     for name, part in kinds.items():
         try:
@@ -37,9 +39,10 @@ def reap(parts: Parts) -> dict[str, int]:
 
 
 def owned(parts: Parts) -> Callable[[str], bool]:
-    """Whether an attempt (or a planner's draft) runs, asked anew for each."""
+    """Whether an attempt (or a planner's draft, whose directories are named by its fence too) runs, asked anew for each."""
 
     def ask(attempt_id: str) -> bool:
+        attempt_id = attempt_id.partition(".")[0]
         running = (StepAttempt.id == attempt_id, StepAttempt.state == AttemptState.RUNNING)
         with db.transaction(parts.settings.db_url, reading=True) as session:
             draft = select(PlanDraft.id).where(PlanDraft.id == attempt_id, PlanDraft.state == "running")
@@ -73,6 +76,10 @@ def _refs(parts: Parts) -> int:
     for attempt in left:
         parts.gitgate.drop(attempt)
     return len(left)
+
+
+def _scratch(parts: Parts) -> int:
+    return scratch.reap(handover.scratch_place(parts)) + scratch.reap(parts.settings.home / "repos" / QUARANTINE)
 
 
 def _grants(parts: Parts) -> int:

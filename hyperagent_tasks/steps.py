@@ -36,7 +36,7 @@ def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
         late = RunnerTimeout(f"The step did not end within {s.attempt_seconds:.0f} s.")
         raise claims.fail(s.db_url, parts.app, claim, late) from error
     except Exception as error:
-        raise claims.fail(s.db_url, parts.app, claim, error, patience=s.dependency_patience) from error
+        raise claims.fail(s.db_url, parts.app, claim, error, patience=s.dependency_patience, outage=s.outage_patience) from error
     finally:
         recording.clean(parts, claim)
 

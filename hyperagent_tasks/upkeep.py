@@ -5,7 +5,9 @@ The database's part runs as a Celery task on any host; reaping is each host's ow
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,18 +15,22 @@ from enum import StrEnum
 from functools import partial
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, patches, queue, workflows
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
-from hyperagent_tasks import claims
+from hyperagent_common.upkeep_models import Reconciler
+from hyperagent_tasks import claims, resending
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
 BATCH = 500
+LONGEST_SILENCE = 1800.0
+"""Seconds after which a queued step is sent again in any case: twice the time each time would grow for ever."""
 
 
 class Action(StrEnum):
@@ -52,6 +58,7 @@ class Stuck:
     state: StepState
     generation: int
     fence: int
+    queued_at: datetime | None
     sent_at: datetime | None
     lease_until: datetime | None
     began: datetime | None
@@ -61,15 +68,23 @@ class Stuck:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: until a sent message is sent again, what a retry may wait beyond that, how long an attempt may take."""
+    """Seconds: until a sent message is sent again, what a retry may wait beyond that, how long an attempt may take.
+
+    `drained`: the queue of steps is known to be empty, so a message nobody took is lost, not waiting its turn.
+    """
 
     requeue_after: float
     backoff_max: float
     attempt: float
+    drained: bool = True
 
 
 def decide(steps: Sequence[Stuck], now: datetime, limits: Limits) -> dict[str, Action]:
-    """Step id to action. A step that failed before may be waiting for Celery's retry, so it gets that much longer."""
+    """Step id to action. A step that failed before may be waiting for Celery's retry, so it gets that much longer.
+
+    A step that waits in a backlog was sent for nothing: it is sent again at twice the age each time, else the queue would
+    grow by every waiting step every `requeue_after` seconds.
+    """
     found = {step.step_id: _decide(step, now, limits) for step in steps}
     return {step_id: action for step_id, action in found.items() if action is not None}
 
@@ -83,17 +98,22 @@ def _decide(step: Stuck, now: datetime, limits: Limits) -> Action | None:
         if step.attempts >= step.budget:
             return Action.GIVE_UP
         return Action.EXPIRE if silent else Action.TIME_OUT
-    if step.state is StepState.QUEUED:
-        patience = limits.requeue_after + (limits.backoff_max if step.attempts else 0)
-        if step.sent_at is None or step.sent_at + timedelta(seconds=patience) < now:
-            return Action.RESEND
+    if step.state is StepState.QUEUED and (step.sent_at is None or step.sent_at + _patience(step, limits) < now):
+        return Action.RESEND
     return None
+
+
+def _patience(step: Stuck, limits: Limits) -> timedelta:
+    seconds = limits.requeue_after + (limits.backoff_max if step.attempts else 0)
+    if not limits.drained and step.queued_at and step.sent_at:
+        seconds = max(seconds, min((step.sent_at - step.queued_at).total_seconds(), LONGEST_SILENCE))
+    return timedelta(seconds=seconds)
 
 
 def limits_of(parts: Parts) -> Limits:
     """The limits these settings give."""
     s = parts.settings
-    return Limits(s.requeue_after, s.retry_backoff_max, s.attempt_seconds + 120)
+    return Limits(s.requeue_after, s.retry_backoff_max, s.attempt_seconds + 120, queue.depth(s.broker) == 0)
 
 
 def reconcile(parts: Parts) -> dict[str, int]:
@@ -110,6 +130,8 @@ def reconcile(parts: Parts) -> dict[str, int]:
         with db.transaction(parts.settings.db_url) as session:
             workflows.advance(session, parts.app, workflow_id)
         done["advance"] += 1
+    done |= resending.reconcile(parts)
+    _tell(parts, done)
     if any(done.values()):
         log.info("reconciled", extra=done)
     return done
@@ -122,6 +144,12 @@ def _catch_up(parts: Parts) -> int:
         for project_id, publisher in found:
             db.after_commit(session, partial(queue.send_catch_up, parts.app, project_id, publisher))
     return len(found)
+
+
+def _tell(parts: Parts, done: dict[str, int]) -> None:
+    """Write that this host's reconciler looked."""
+    with contextlib.suppress(IntegrityError), db.transaction(parts.settings.db_url) as session:  # two first looks at once
+        session.merge(Reconciler(id=socket.gethostname(), last_seen=db.now(session), did=done))
 
 
 def snapshot(session: Session) -> list[Stuck]:
@@ -143,7 +171,9 @@ def snapshot(session: Session) -> list[Stuck]:
 def _stuck(r: WorkflowStep, began: datetime | None) -> Stuck:
     budget = r.max_attempts + r.free_attempts
     state = StepState(r.state)
-    return Stuck(r.id, r.workflow_id, state, r.generation, r.fence, r.sent_at, r.lease_until, began, r.attempt_count, budget)
+    return Stuck(
+        r.id, r.workflow_id, state, r.generation, r.fence, r.queued_at, r.sent_at, r.lease_until, began, r.attempt_count, budget
+    )
 
 
 def idle_workflows(session: Session) -> list[str]:

@@ -59,6 +59,7 @@ class Host:
             "HYPERAGENT_RETRY_BACKOFF": 1,
             "HYPERAGENT_RETRY_BACKOFF_MAX": 4,
             "HYPERAGENT_REQUEUE_AFTER": 10,
+            "HYPERAGENT_OUTAGE_PATIENCE": 0,
             "HYPERAGENT_RADICLE_LISTEN": "0.0.0.0:8776",
             **({"HYPERAGENT_VERIFY": "off", "WORKFLOW_AGENT_MAX_ROUNDS": 1} if agent == "null" else {}),
             **settings,

@@ -300,6 +300,3 @@ class GitGate:
             ref = f"refs/quarantine/{names.branch(attempt)}"
             if git(repo, "rev-parse", "--verify", "-q", ref, ok=(0, 1)).code == 0:
                 git(repo, "update-ref", "-d", ref)
-            for left in self._root.glob("quarantine-*"):
-                if datetime.now().timestamp() - left.stat().st_mtime > 3600:
-                    shutil.rmtree(left, ignore_errors=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from hyperagent_common.errors import Fault, IntakeRefused
-from hyperagent_tasks import intake
+from hyperagent_tasks import intake, scratch
 from hyperagent_tasks.gitgate import names, policy
 from hyperagent_tasks.gitgate.commands import GitFailed, git
 from hyperagent_tasks.gitgate.values import ChangedFile, Limits, Sealed, TreePolicy
 
+QUARANTINE = ".quarantine"
+"""Where sealed bundles are looked at, beside the trusted repositories."""
 CHANGES = {"A": "added", "M": "modified", "D": "deleted", "T": "retyped"}
 
 
@@ -20,19 +20,17 @@ def import_seal(
 ) -> Sealed:
     """Bring a sealed bundle into `repo` under `ref`. Raises `IntakeRefused` naming every fault, `DependencyDown`."""
     names.commit(base)
-    quarantine = Path(tempfile.mkdtemp(prefix="quarantine-", dir=repo.parent))
     try:
-        taken = quarantine / "out.bundle"
-        intake.copy_file(out_bundle.parent, out_bundle.name, taken, limit=limits.bundle_bytes)
-        sealed = _quarantined(quarantine, base_bundle, taken, base, limits)
-        source = f"file://{quarantine}"
-        spec = f"refs/heads/out:{ref}"
-        git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", "--force", source, spec, protocols="file",
-            timeout=limits.seconds)  # fmt: skip
+        with scratch.directory(repo.parent / QUARANTINE) as quarantine:
+            taken = quarantine / "out.bundle"
+            intake.copy_file(out_bundle.parent, out_bundle.name, taken, limit=limits.bundle_bytes)
+            sealed = _quarantined(quarantine, base_bundle, taken, base, limits)
+            source = f"file://{quarantine}"
+            spec = f"refs/heads/out:{ref}"
+            git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", "--force", source, spec, protocols="file",
+                timeout=limits.seconds)  # fmt: skip
     except GitFailed as error:
         raise IntakeRefused(f"The sealed bundle is not sound: {error.ended.reason}") from error
-    finally:
-        shutil.rmtree(quarantine, ignore_errors=True)
     return _judged(repo, base, sealed, rules)
 
 

@@ -2,7 +2,8 @@
 
 Prints one JSON object last: `steps`, `faults` {kind: count}, `lost`, `duplicated`, `leaked`, `stuck`, `seconds`. Exit code 0
 only where nothing was lost, duplicated, leaked or stuck. `--without-lease`, `--without-fencing` and `--without-reconciler`
-switch one guard off, and the damage shows.
+switch one guard off, and the damage shows. What has not ended counts as stuck once nothing has moved for `--stall` seconds:
+a slow machine makes no damage.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from sqlalchemy import func, select
 from hyperagent_common import db, plan, queue, settings, workflows
 from hyperagent_common.errors import DependencyDown
 from hyperagent_common.ids import new_id
-from hyperagent_common.models import Project, StepAttempt, Workflow
-from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, ProjectState
+from hyperagent_common.models import Project, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, ProjectState, StepState
 from hyperagent_tasks import example
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.projects import register
@@ -36,19 +37,23 @@ from tests.chaos.rig import LEASE, Rig
 GUARDS = ("lease", "fencing", "reconciler")
 AT_ONCE = 24
 PROJECTS = 4
-QUIET_SECONDS = 60.0
+QUIET_SECONDS = 120.0
+STALL_SECONDS = 240.0
+UNSENT = 10
+"""Each so many plans one is committed and its messages are never sent: the API was killed in between."""
 
 
 class Drive:
     """Submits workflows, does faults, waits for the end."""
 
-    def __init__(self, rig: Rig, *, steps: int, seed: int, every: float, bound: float) -> None:
-        self.rig, self.steps, self.every, self.bound = rig, steps, every, bound
+    def __init__(self, rig: Rig, *, steps: int, seed: int, every: float, stall: float, seconds: float = 0.0) -> None:
+        self.rig, self.steps, self.every, self.stall = rig, steps, every, stall
+        self.closing = time.monotonic() + seconds if seconds else float("inf")
         self.dice = random.Random(seed)
         self.loaded = settings.load(rig.env)
         self.app: Celery = queue.make(self.loaded)
         self.faults = Faults(rig, self.app, random.Random(seed + 1))
-        self.submitted = 0
+        self.submitted = self.plans = 0
 
     def prepare(self) -> None:
         """Schema, example repositories, registered projects."""
@@ -72,14 +77,16 @@ class Drive:
         self.rig.revive()
 
     def run(self) -> None:
-        """Until every workflow ended, or the bound is reached."""
-        deadline, fault_at = time.monotonic() + self.bound, time.monotonic() + 1
-        while time.monotonic() < deadline:
-            moving = self._moving()
-            while self.submitted < self.steps and moving < AT_ONCE:
+        """Until every workflow ended, or nothing has moved for too long."""
+        moved, seen, fault_at = time.monotonic(), (-1, -1), time.monotonic() + 1
+        while time.monotonic() - moved < self.stall:
+            moving, told = self._moving()
+            if told != seen:
+                moved, seen = time.monotonic(), told
+            while not self.submitting_ended and moving < AT_ONCE:
                 self._submit()
                 moving += 1
-            if self.submitted >= self.steps and not moving:
+            if self.submitting_ended and not moving:
                 break
             if time.monotonic() > fault_at:
                 self.faults.one()
@@ -91,23 +98,34 @@ class Drive:
         self.rig.revive()
         self._quiet()
 
-    def _moving(self) -> int:
-        for _ in range(100):
+    @property
+    def submitting_ended(self) -> bool:
+        """Whether every step is submitted, or the time for it is over."""
+        return self.submitted >= self.steps or time.monotonic() > self.closing
+
+    def _moving(self) -> tuple[int, tuple[int, int]]:
+        """How many workflows live, and what grows as long as anything moves: steps done, and workflows in all."""
+        for _ in range(300):
             try:
                 with db.transaction(self.rig.url, reading=True) as session:
                     live = select(func.count()).select_from(Workflow).where(Workflow.state.not_in(WORKFLOW_ENDED))
-                    return session.scalar(live) or 0
+                    done = select(func.count()).select_from(WorkflowStep).where(WorkflowStep.state == StepState.DONE)
+                    return session.scalar(live) or 0, (session.scalar(done) or 0, self.submitted)
             except DependencyDown:
                 time.sleep(0.2)
         raise TimeoutError("the database stays away")
 
     def _submit(self) -> None:
         document = random_plan(self.dice, min(9, self.steps - self.submitted))
-        parsed = plan.parse(document)
+        parsed, number = plan.parse(document), self.dice.randrange(PROJECTS)
+        unsent = self.plans % UNSENT == 0
         with db.transaction(self.rig.url) as session:
-            project = workflows.project(session, f"p{self.dice.randrange(PROJECTS)}")
-            workflows.submit(session, self.app, project, parsed, max_attempts=100)
+            workflows.submit(session, self.app, workflows.project(session, f"p{number}"), parsed, max_attempts=100)
+            if unsent:
+                session.info.clear()  # what hangs on the commit: the sending
+                self.faults.counts["submit_unsent"] += 1
         self.submitted += len(parsed.tasks)
+        self.plans += 1
 
     def _quiet(self) -> None:
         """Wait until nothing is owned any more: the last zombie fenced off, the reaper round once."""
@@ -116,7 +134,7 @@ class Drive:
             time.sleep(LEASE / 2)
             with db.transaction(self.rig.url, reading=True) as session:
                 running = session.scalar(select(func.count()).where(StepAttempt.state == AttemptState.RUNNING)) or 0
-            left = [*(self.rig.home / "work").glob("*"), *(self.rig.home / "run" / "processes").glob("*")]
+            left = [path for place in self.rig.places for path in place.glob("*")]
             if not running and not left:
                 time.sleep(LEASE)  # the reaper once more
                 return
@@ -128,17 +146,20 @@ def chaos(
     seed: int,
     without: Sequence[str] = (),
     every: float = 1.2,
-    bound: float = 0.0,
+    stall: float = 0.0,
+    seconds: float = 0.0,
     keep: bool = False,
     sandbox: str = "process",
 ) -> dict[str, Any]:
     """One run; its verdict with a few sentences of each damage."""
     began = time.monotonic()
     rig = Rig(seed=seed, without=tuple(without), sandbox=sandbox, kill=0.006, stop=0.012)
-    drive = Drive(rig, steps=steps, seed=seed, every=every, bound=bound or 120 + steps * 1.5)
+    stall = stall or (STALL_SECONDS / 8 if without else STALL_SECONDS)
+    drive = Drive(rig, steps=steps, seed=seed, every=every, stall=stall, seconds=seconds)
     try:
         drive.prepare()
         drive.run()
+        faults = drive.faults.told()  # what workers noted of themselves goes with the directory
         verdict = Judge(rig, skewed=drive.faults.skewed, cancelled=drive.faults.cancelled).judge()
     except BaseException:
         print(rig.tail(), file=sys.stderr)
@@ -147,7 +168,6 @@ def chaos(
         rig.end()
         if not keep:
             shutil.rmtree(rig.root, ignore_errors=True)
-    faults = drive.faults.told()
     return {
         "steps": drive.submitted, "seed": seed, "sandbox": sandbox, "without": list(without),
         "faults": faults, "faulted": sum(faults.values()),
@@ -162,7 +182,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="how many steps to submit (default 300)")
     parser.add_argument("--seed", type=int, default=1, help="any whole number")
     parser.add_argument("--every", type=float, default=1.2, help="seconds between two faults, on average")
-    parser.add_argument("--bound", type=float, default=0, help="seconds until what has not ended counts as stuck")
+    parser.add_argument("--stall", type=float, default=0, help="seconds without any movement until what lives counts as stuck")
+    parser.add_argument("--seconds", type=float, default=0, help="submit no more after this long; `steps` says how many it were")
     parser.add_argument("--sandbox", choices=["process", "docker"], default="process", help="docker: on an engine of its own")
     parser.add_argument("--keep", action="store_true", help="keep the directory, to look into it")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
@@ -176,7 +197,8 @@ def main() -> None:
         seed=asked.seed,
         without=without,
         every=asked.every,
-        bound=asked.bound,
+        stall=asked.stall,
+        seconds=asked.seconds,
         keep=asked.keep,
         sandbox=asked.sandbox,
     )

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import redis
 from celery import Celery
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from hyperagent_common import actions, db, queue
 from hyperagent_common.errors import Conflict, DependencyDown
@@ -33,20 +33,24 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self.skewed: set[str] = set()
         self.cancelled: set[str] = set()
+        self._paused: set[str] = set()
         self._woken: set[tuple[str, int]] = set()
         self._waking: list[threading.Timer] = []
         self.kinds: list[tuple[int, Callable[[], bool]]] = [
             (5, self.kill_child), (3, self.kill_worker), (2, self.kill_group), (4, self.stop_child), (6, self.duplicate),
             (2, self.flush_redis), (1, self.restart_redis), (1, self.restart_database), (3, self.skew_lease),
             (3, self.pause_and_resume), (1, self.cancel), (1, self.kill_control), (1, self.kill_gateway),
+            (2, self.drain_worker),
         ]  # fmt: skip
         if rig.engine is not None:
             self.kinds.append((3, self.restart_engine))
+        self._first = [kind for _, kind in self.kinds]  # each once, so that a short run has seen all
+        self.dice.shuffle(self._first)
 
     def one(self) -> None:
         """One fault; where the database is away in this moment, none."""
         weights = [weight for weight, _ in self.kinds]
-        fault = self.dice.choices([kind for _, kind in self.kinds], weights)[0]
+        fault = self._first.pop() if self._first else self.dice.choices([kind for _, kind in self.kinds], weights)[0]
         with contextlib.suppress(DependencyDown, redis.RedisError, Conflict):
             if fault():
                 self.counts[fault.__name__] += 1
@@ -67,9 +71,15 @@ class Faults:
         return True
 
     def kill_control(self) -> bool:
-        """The worker with the reconciler."""
-        self.rig.control.end()
+        """One of the two workers with a reconciler."""
+        self.dice.choice(self.rig.controls).end()
         return True
+
+    def drain_worker(self) -> bool:
+        """SIGTERM: its steps end in time or are handed over; it is started again once it is gone."""
+        worker = self.dice.choice(self.rig.workers)
+        worker.send(signal.SIGTERM)
+        return worker.alive
 
     def kill_gateway(self) -> bool:
         """The model gateway."""
@@ -85,9 +95,15 @@ class Faults:
         return True
 
     def duplicate(self) -> bool:
-        """Messages of steps in every state, several times over."""
+        """Messages of steps, several times over and of generations to come.
+
+        Not of those whose own message may be lost, queued or silent: a duplicate must not do the reconciler's work.
+        """
         with db.transaction(self.rig.url, reading=True) as session:
-            rows = session.execute(select(WorkflowStep.id, WorkflowStep.generation).order_by(func.random()).limit(6)).all()
+            held = (WorkflowStep.state == StepState.RUNNING) & (WorkflowStep.lease_until > db.now(session))
+            wanted = or_(WorkflowStep.state.not_in([StepState.QUEUED, StepState.RUNNING]), held)
+            found = select(WorkflowStep.id, WorkflowStep.generation).where(wanted).order_by(func.random()).limit(6)
+            rows = session.execute(found).all()
         for step_id, generation in rows:
             for number in (generation, generation, generation, generation + 1):
                 queue.signature(self.app, queue.RUN_STEP, step_id, number).apply_async()
@@ -131,10 +147,11 @@ class Faults:
         return True
 
     def pause_and_resume(self) -> bool:
-        """Pause a running workflow for a moment."""
+        """Pause a running workflow for a moment, each once: resuming sends again what was lost."""
         known = self._running()
-        if known is None:
+        if known is None or known in self._paused:
             return False
+        self._paused.add(known)
         self._take(known, Action.PAUSE)
         time.sleep(self.dice.random() * 2)
         for _ in range(50):  # it may have ended in the meantime; it must not stay paused

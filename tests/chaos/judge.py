@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
@@ -53,6 +53,7 @@ class Judge:
             for workflow in session.scalars(select(Workflow).order_by(Workflow.id)):
                 self._workflow(session, workflow, patches)
             self._attempts(session)
+            self._events(session)
             self._artifacts(session)
             self._leaks(session)
         return self.verdict
@@ -110,8 +111,10 @@ class Judge:
                 self.verdict.add("duplicated", f"{name}: a head is the revision of its patch twice")
             if set(revisions) - heads:
                 self.verdict.add("duplicated", f"{name}: its patch holds a commit that its branch does not")
-            if workflow.state == WorkflowState.DONE and revisions and revisions[-1] != made[-1] and made[-1] not in revisions:
+            if workflow.state == WorkflowState.DONE and made and made[-1] not in revisions:
                 self.verdict.add("lost", f"{name}: its patch lacks its last commit")
+        if workflow.patch is not None and workflow.patch.patch_id not in (None, *held):
+            self.verdict.add("lost", f"{name}: the forge does not hold its patch {workflow.patch.patch_id}")
 
     def _forge(self) -> dict[str, Any]:
         path = self.rig.home / "stand-in" / "stand-in.json"
@@ -136,11 +139,49 @@ class Judge:
             if lost and a.step_id not in self.skewed and after < alive.get(a.id, a.started_at) + timedelta(seconds=LEASE):
                 self.verdict.add("duplicated", f"step {a.step_id}: attempt {a.number} was overtaken while its lease held")
 
+    def _events(self, session: Session) -> None:
+        """What was told agrees with what is: each attempt claimed once, under growing fences, after what its step needs."""
+        first: dict[str, int] = {}
+        done: dict[str, int] = {}
+        claimed: Counter[str] = Counter()
+        kinds = ("step.claimed", "step.done")
+        told = select(RunnerEvent.id, RunnerEvent.kind, RunnerEvent.step_id, RunnerEvent.attempt_id)
+        for number, kind, step_id, attempt_id in session.execute(
+            told.where(RunnerEvent.kind.in_(kinds)).order_by(RunnerEvent.id)
+        ):
+            (first if kind == "step.claimed" else done).setdefault(step_id, number)
+            claimed[attempt_id] += kind == "step.claimed"
+        fences: dict[str, list[int]] = defaultdict(list)
+        for step_id, fence, key in session.execute(
+            select(StepAttempt.step_id, StepAttempt.fence, StepAttempt.id).order_by(StepAttempt.step_id, StepAttempt.number)
+        ):
+            fences[step_id].append(fence)
+            if claimed[key] != 1:
+                self.verdict.add("duplicated", f"attempt {key} was claimed {claimed[key]} times")
+        for step_id, found in fences.items():
+            if found != sorted(set(found)):
+                self.verdict.add("duplicated", f"step {step_id} has the fences {found}")
+        for workflow in session.scalars(select(Workflow).options(selectinload(Workflow.steps))):
+            self._order(workflow, first, done)
+
+    def _order(self, workflow: Workflow, first: dict[str, int], done: dict[str, int]) -> None:
+        by_key = {step.key: step for step in workflow.steps}
+        for step in workflow.steps:
+            if step.state == StepState.DONE and step.id not in done:
+                self.verdict.add("lost", f"step {step.id} is done and no event says so")
+            for need in step.planner_task.depends_on:
+                if step.id in first and first[step.id] < done.get(by_key[need].id, 1 << 62):
+                    self.verdict.add("duplicated", f"step {step.id} began before {need}, which it needs, was done")
+
     def _artifacts(self, session: Session) -> None:
         storage = open_storage(str(self.rig.home / "storage"))
         kept: dict[str, set[str]] = defaultdict(set)
         for row in session.scalars(select(Artifact)):
-            data = storage.get(row.key)
+            try:
+                data = storage.get(row.key)
+            except HyperagentError as error:
+                self.verdict.add("lost", f"artifact {row.key}: {error.message}")
+                continue
             if hashlib.sha256(data).hexdigest() != row.sha256:
                 self.verdict.add("lost", f"artifact {row.key} holds other bytes than its row says")
             kept[str(row.step_id)].add(row.name)
@@ -154,7 +195,7 @@ class Judge:
         for what, left in (("attempt", running), ("lease of step", leases)):
             for key in left:
                 self.verdict.add("leaked", f"{what} {key} is still open")
-        for place in (self.rig.home / "work", self.rig.home / "run" / "processes", self.rig.home / "run" / "bundles"):
+        for place in self.rig.places:
             for path in place.iterdir() if place.is_dir() else []:
                 self.verdict.add("leaked", f"{place.name}/{path.name} is left")
         for run, attempt in GatewayClient(self.rig.home / "run").grants().items():
@@ -169,6 +210,9 @@ class Judge:
                 continue
             if b"HYPERAGENT_SANDBOX=ha" in said and mark in said:
                 self.verdict.add("leaked", f"process {path.parent.name} still runs")
+        self._refs(session)
+
+    def _refs(self, session: Session) -> None:
         for project in session.scalars(select(Project)):
             repo = self.gate.trusted(project.name)
             left = [p.name for p in (repo / "refs" / "quarantine").glob("*")] if (repo / "refs" / "quarantine").is_dir() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,19 +13,23 @@ from pathlib import Path
 import psycopg
 import redis
 
+from hyperagent_tasks.gitgate.importing import QUARANTINE
 from tests import parts, servers
 from tests.chaos.engine import Engine
 from tests.chaos.server import Server
 
 LEASE = 3.0
+MEMORY, ROOM = Path("/dev/shm"), 2 << 30
+"""What is killed here is processes, not the machine: nothing has to wait for a disk."""
 WORKERS = ("one", "two")
+CONTROLS = ("control", "control2")
 
 
 class Rig:
     """Everything one run of chaos needs, below one directory, ended by itself."""
 
     def __init__(self, *, seed: int, without: tuple[str, ...] = (), sandbox: str = "process", kill: float, stop: float) -> None:
-        self.root = Path(f"/tmp/ha-chaos-{uuid.uuid4().hex[:6]}")
+        self.root = (MEMORY if sandbox == "process" and _roomy(MEMORY) else Path("/tmp")) / f"ha-chaos-{uuid.uuid4().hex[:6]}"
         self.home = self.root / "home"
         (self.home / "run").mkdir(parents=True, mode=0o700)
         self.pg_port, self.redis_port = servers.free_port(), servers.free_port()
@@ -51,6 +56,7 @@ class Rig:
             "HYPERAGENT_REQUEUE_AFTER": 3, "HYPERAGENT_RETRY_BACKOFF": 1, "HYPERAGENT_RETRY_BACKOFF_MAX": 2,
             "HYPERAGENT_MAX_ATTEMPTS": 100, "HYPERAGENT_VISIBILITY_TIMEOUT": 4, "HYPERAGENT_DRAIN_SECONDS": 2,
             "HYPERAGENT_RUNNER_IMAGE": parts.RUNNER_IMAGE,
+            "REMAP_SIGTERM": "SIGQUIT",
             "CHAOS_SEED": seed, "CHAOS_WITHOUT": ",".join(without), "CHAOS_KILL": kill, "CHAOS_STOP": stop,
         }  # fmt: skip
         self.engine = Engine(self.root) if sandbox == "docker" else None
@@ -65,8 +71,18 @@ class Rig:
             )
             for name in WORKERS
         ]
-        beat = ["-Q", "control", "-P", "threads", "-c", "2", "-B", "-s", str(self.home / "run" / "beat"), "-n", "control@chaos"]
-        self.control = Server([*celery, *beat], self.root / "control.log", self.env)
+        self.controls = [Server([*celery, *self._beat(name)], self.root / f"{name}.log", self.env) for name in CONTROLS]
+
+    def _beat(self, name: str) -> list[str]:
+        """What a control worker adds: a beat of its own, so that two reconcilers look at the same time."""
+        schedule = str(self.home / "run" / f"beat-{name}")
+        return ["-Q", "control", "-P", "threads", "-c", "2", "-B", "-s", schedule, "-n", f"{name}@chaos"]
+
+    @property
+    def places(self) -> list[Path]:
+        """Directories that must be empty where nothing runs."""
+        run = self.home / "run"
+        return [self.home / "work", run / "processes", run / "bundles", self.home / "repos" / QUARANTINE]
 
     def _database(self) -> Server:
         programs, data = parts.require_postgres(), self.root / "pg"
@@ -92,7 +108,7 @@ class Rig:
         ]
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL, timeout=120, cwd="/")
         argv = [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(self.pg_port), "-k", str(data)]
-        return Server([*argv, "-c", "listen_addresses=127.0.0.1"], self.root / "pg.log")
+        return Server([*argv, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"], self.root / "pg.log")
 
     def start_database(self) -> None:
         """Start it; returns once it answers."""
@@ -113,7 +129,7 @@ class Rig:
     @property
     def servers(self) -> list[Server]:
         """All that must run, in the order they start."""
-        return [self.gateway, self.control, *self.workers]
+        return [self.gateway, *self.controls, *self.workers]
 
     def revive(self) -> None:
         """Start again what was killed."""
@@ -139,6 +155,10 @@ class Rig:
         """The end of every log."""
         logs = sorted(self.root.glob("*.log"))
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
+
+
+def _roomy(place: Path) -> bool:
+    return place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free > ROOM
 
 
 def children(pid: int) -> list[int]:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperagent_common import actions, db
-from hyperagent_common.errors import AgentFailed, Conflict, DependencyDown, LeaseLost, NotFound, Permanent, ProviderDown
+from hyperagent_common.errors import (
+    AgentFailed,
+    Conflict,
+    DependencyDown,
+    LeaseLost,
+    NotFound,
+    Permanent,
+    ProviderDown,
+    RunnerTimeout,
+)
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow
 from hyperagent_common.states import Action, AttemptState, StepState, WorkflowState
 from hyperagent_tasks import claims, upkeep
@@ -218,7 +227,7 @@ def test_waiting_for_a_dependency_costs_no_attempt_until_patience_ends(url: str,
 def test_another_failure_ends_the_waiting_and_counts(url: str, app: Sent) -> None:
     workflow_id = submitted(url, app, LINE)
     claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), DependencyDown("away"))
-    claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), ProviderDown("cut"))
+    claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), RunnerTimeout("late"))
     row = steps(url, workflow_id)["a"]
     assert (row.blocked_since, row.free_attempts, row.attempt_count) == (None, 1, 2)
 
@@ -274,7 +283,7 @@ LIMITS = Limits(requeue_after=60, backoff_max=30, attempt=3600)
 moments = st.none() | st.integers(-100_000, 100_000).map(lambda s: NOW + timedelta(seconds=s))
 stuck = st.builds(
     Stuck, step_id=st.just("s"), workflow_id=st.just("w"), state=st.sampled_from(list(StepState)),
-    generation=st.integers(0, 9), fence=st.integers(0, 9), sent_at=moments, lease_until=moments, began=moments,
+    generation=st.integers(0, 9), fence=st.integers(0, 9), queued_at=moments, sent_at=moments, lease_until=moments, began=moments,
     attempts=st.integers(0, 9), budget=st.integers(1, 9),
 )  # fmt: skip
 

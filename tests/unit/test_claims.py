@@ -278,4 +278,5 @@ class _Parts:
 
     def __init__(self, url: str, app: Celery) -> None:
         self.app = app
-        self.settings = type("S", (), {"db_url": url, "requeue_after": 60, "retry_backoff_max": 60, "attempt_seconds": 600})()
+        known = {"db_url": url, "requeue_after": 60, "retry_backoff_max": 60, "attempt_seconds": 600, "broker": "memory://"}
+        self.settings = type("S", (), known)()
