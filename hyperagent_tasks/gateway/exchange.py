@@ -21,8 +21,8 @@ MOST_HELD = 32 << 20
 
 @dataclass
 class Exchange:
-    """A request and everything needed to answer it; for the call log `said` is what was answered, as text (bounded), `at` by
-    which of the grant's providers, `used` and `cost` what was paid for all its tries."""
+    """A request and everything needed to answer it. For the books: `said` is what was answered, as text (bounded), `broken`
+    whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all its tries took."""
 
     request: web.Request
     gateway: Gateway
@@ -34,6 +34,7 @@ class Exchange:
     number: int
     said: str = ""
     at: int = 0
+    broken: bool = False
     used: Usage = field(default_factory=Usage)
     cost: float | None = 0.0
     outlet: Outlet = field(init=False)

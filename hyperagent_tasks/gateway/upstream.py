@@ -111,6 +111,7 @@ async def _stream(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> w
     if not x.outlet.given:
         x.outlet.again()
         return failed
+    x.broken = True
     x.run.observed.fail(failed.kind, x.gateway.redactor.clean(failed.message), failed.status)
     return await x.outlet.end(b"\n\n" + x.dialect.error_event(CUT, "transport").block(), well=False)
 

@@ -120,7 +120,7 @@ class Bench:
         provider, slash, name = model.partition("/")
         provider, name = (provider, name) if slash else ("replay", model)
         token, grant = self.gateway.grant(provider=provider, model=name, max_requests=max_requests)
-        base = f"{self.gateway.client.base_url(sandbox=self.runner.name)}/t/{token}/v1"
+        base = f"{self.gateway.client.base_url(sandbox=self.runner.name)}/t/{token}"
         agent = adapter(self.name, sandbox=self.runner.name)
         command = agent.command(AgentTask(title, prompt, f"{provider}/{name}", base, token))
         places = {name: self.root / "work" / f"a{uuid4().hex[:8]}" / name for name in ("ws", "in", "logs")}
