@@ -16,6 +16,8 @@ from hyperagent_tasks.gateway.grants import Grant, Run
 from hyperagent_tasks.gateway.purse import Purse
 
 KEEP_ENDED = 1000
+AT_ONCE = 8
+"""Requests of one run that are answered side by side; others wait with their bodies unread, so that memory is bounded."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Entry:
     run: Run
     purse: Purse
     under_way: set[asyncio.Task[Any]] = field(default_factory=set)
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 class Gateway:

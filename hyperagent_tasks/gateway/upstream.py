@@ -54,7 +54,7 @@ async def _answer(x: Exchange, provider: Provider, model: str) -> web.StreamResp
 async def _send(x: Exchange, provider: Provider, model: str) -> aiohttp.ClientResponse:
     named = provider.upstream_model(model)
     accept = "text/event-stream" if x.asked.stream else "application/json"
-    headers = {"Accept": accept, "Accept-Encoding": "identity", **x.dialect.headers(provider.api_key.reveal())}
+    headers = {"Accept": accept, "Accept-Encoding": "identity", **x.dialect.headers(provider.api_key.reveal(), x.request.headers)}
     url = x.dialect.url(provider.base_url, named, x.asked.stream)
     sent = x.gateway.session.post(url, json=x.dialect.prepare(x.body, named), headers=headers, allow_redirects=False)
     reply: aiohttp.ClientResponse = await asyncio.wait_for(sent, x.config.head_timeout)

@@ -65,6 +65,13 @@ def test_a_packed_body_is_read(rig: Rig) -> None:
     assert rig.post(token, gzip.compress(request()), **{"Content-Encoding": "gzip"})[0] == 200
 
 
+@pytest.mark.parametrize("packed", ["zstd", "br", "gzip, gzip", "x" * 4000])
+def test_a_body_packed_in_another_way_is_refused_in_words(rig: Rig, packed: str) -> None:
+    token, _ = rig.grant("good")
+    status, text = rig.post(token, request(), **{"Content-Encoding": packed})
+    assert (status, "send it plain or as gzip" in text, len(text) < 300) == (415, True, True)
+
+
 def test_requests_sent_at_once_do_not_pass_the_budget_together(rig: Rig) -> None:
     token, run = rig.grant("good", max_requests=2)
     connections = [http.client.HTTPConnection(host(rig), timeout=20) for _ in range(6)]

@@ -239,9 +239,10 @@ def test_the_providers_key_is_added_in_its_own_header_and_the_agents_headers_sta
     assert head.split(b" ")[1].decode() == f"/{dialect}-good{PATHS[dialect]}"
     assert KEY_HEADER[dialect] in told
     assert told.count(CANARY) == 1
-    for word in ("phantom", "anthropic-beta", "cookie"):
+    for word in ("phantom", "cookie"):
         assert word not in told
-    assert ("anthropic-version" in told) is (dialect == "anthropic_messages")
+    for word in ("anthropic-version: 2023-06-01", "anthropic-beta: context-1m"):
+        assert (word in told) is (dialect == "anthropic_messages")
     assert "phantom" not in body.decode()
 
 
@@ -308,6 +309,76 @@ def test_a_cli_of_another_dialect_than_its_provider_is_told_so(rig: Rig, dialect
     status, text = rig.post(token, json.dumps(wire.body()).encode(), wire.path)
     assert (status, "does not speak" in text, len(rig.upstream.seen)) == (400, True, asked)
     assert rig.client.close(run).requests == 0
+
+
+HOSTED: dict[str, dict[str, Any]] = {
+    "openai_chat": {
+        "tools": [{"type": "web_search"}, {"type": "function", "function": {"name": "mine"}}],
+        "web_search_options": {},
+    },
+    "openai_responses": {
+        "tools": [
+            {"type": "mcp", "server_url": "https://evil.test"},
+            {"type": "web_search"},
+            {"type": "function", "name": "mine"},
+        ],
+        "previous_response_id": "resp_1",
+        "store": True,
+    },
+    "anthropic_messages": {
+        "tools": [{"type": "web_fetch_20250910", "name": "web_fetch"}, {"name": "mine"}, {"type": ["x"]}],
+        "mcp_servers": [{"url": "https://evil.test"}],
+    },
+    "gemini": {
+        "tools": [{"urlContext": {}, "functionDeclarations": [{"name": "mine"}]}, {"googleSearch": {}}],
+        "cachedContent": "cachedContents/1",
+    },
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_sandbox_without_network_gets_none_through_the_providers_own_tools(rig: Rig, dialect: str) -> None:
+    token, _ = rig.grant(f"{dialect}-good")
+    wire = Wire(dialect, more=HOSTED[dialect])
+    assert rig.post(token, json.dumps(wire.body()).encode(), wire.path)[0] == 200
+    body = rig.upstream.seen[-1].partition(b"\r\n\r\n")[2].decode()
+    assert "mine" in body
+    for word in (
+        "evil.test",
+        "web_search",
+        "web_fetch",
+        "urlContext",
+        "googleSearch",
+        "cachedContents/1",
+        "resp_1",
+        '"store": true',
+    ):
+        assert word not in body
+
+
+REMOTE: dict[str, dict[str, Any]] = {
+    "openai_chat": {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://evil.test/?x"}}]}]
+    },
+    "openai_responses": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://evil.test/?x"}]}]},
+    "anthropic_messages": {
+        "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://evil.test/?x"}}]}]
+    },
+    "gemini": {"contents": [{"role": "user", "parts": [{"fileData": {"fileUri": "http://evil.test/?x"}}]}]},
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_provider_is_not_made_to_fetch_a_url_for_the_agent(rig: Rig, dialect: str) -> None:
+    token, _ = rig.grant(f"{dialect}-good")
+    asked = len(rig.upstream.seen)
+    wire = Wire(dialect, more=REMOTE[dialect])
+    status, text = rig.post(token, json.dumps(wire.body()).encode(), wire.path)
+    assert (status, "no network" in text, len(rig.upstream.seen)) == (400, True, asked)
+    inline = json.loads(json.dumps(REMOTE[dialect]).replace("http://evil.test/?x", "data:image/png;base64,AA=="))
+    if dialect.startswith("openai"):
+        wire = Wire(dialect, more=inline)
+        assert rig.post(token, json.dumps(wire.body()).encode(), wire.path)[0] == 200
 
 
 def test_an_openai_provider_is_asked_in_both_of_its_dialects(rig: Rig) -> None:
