@@ -42,6 +42,7 @@ SEEN = {
     "context": EndReason.CONTEXT,
     "model_not_found": EndReason.MODEL_NOT_FOUND,
     "budget": EndReason.BUDGET,
+    "scenario": EndReason.REFUSED,
 }
 MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
 
@@ -228,8 +229,8 @@ def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
     reason = SEEN.get(observed.last_failure or "")
     if outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
         return outcome
-    told = str(observed.failures[-1]["message"])[:300]
-    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}")
+    told = str(observed.failures[-1]["message"])[:300].rstrip(".")
+    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}.")
 
 
 def failure(reason: EndReason) -> Callable[[str], HyperagentError]:
