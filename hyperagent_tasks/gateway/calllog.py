@@ -25,6 +25,12 @@ class Redactor:
             text = text.replace(secret, "***").replace(json.dumps(secret)[1:-1], "***")
         return text
 
+    def scrub(self, data: bytes) -> bytes:
+        """The bytes without secrets that stand in them as they are."""
+        for secret in self._secrets:
+            data = data.replace(secret.encode(), b"***")
+        return data
+
 
 def write(path: Path, redactor: Redactor, **entry: Any) -> None:
     """Append one line; the file is readable by its owner only."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hyperagent_tasks.gateway import answering, bodies, calllog, purse, replay
 from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.dialects import ALL
 from hyperagent_tasks.gateway.dialects.base import Asked, Dialect
-from hyperagent_tasks.gateway.exchange import Exchange, Gone
+from hyperagent_tasks.gateway.exchange import Exchange
 from hyperagent_tasks.gateway.grants import UNKNOWN
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,8 +95,8 @@ async def _answer(
 ) -> web.StreamResponse:
     seen = entry.run.observed
     seen.requests += 1
-    began, before = time.monotonic(), (seen.input, seen.output, seen.cached)
-    x = Exchange(request, gateway.session, gateway.config, entry.run, entry.purse, dialect, asked, body, len(raw), seen.requests)
+    began = time.monotonic()
+    x = Exchange(request, gateway, entry, dialect, asked, body, len(raw), seen.requests)
     status: int | None = None
     try:
         response = await answering.answer(x)
@@ -104,17 +105,14 @@ async def _answer(
     except replay.Dropped:
         x.outlet.abort()
         raise
-    except Gone:
-        raise
     finally:
         seen.statuses[str(status)] = seen.statuses.get(str(status), 0) + 1
-        _log(gateway, x, status, time.monotonic() - began, before, raw)
+        _log(gateway, x, status, time.monotonic() - began, raw)
 
 
-def _log(gateway: Gateway, x: Exchange, status: int | None, seconds: float, before: tuple[int, int, int], raw: bytes) -> None:
-    seen, grant = x.run.observed, x.run.grant
-    provider, model = grant.models[x.run.at]
-    used = {"input": seen.input - before[0], "output": seen.output - before[1], "cached": seen.cached - before[2]}
+def _log(gateway: Gateway, x: Exchange, status: int | None, seconds: float, raw: bytes) -> None:
+    grant = x.run.grant
+    provider, model = grant.models[x.at]
     with contextlib.suppress(FileNotFoundError):  # the attempt's directory is gone: nobody will read this
         calllog.write(
             Path(grant.log_path),
@@ -127,7 +125,8 @@ def _log(gateway: Gateway, x: Exchange, status: int | None, seconds: float, befo
             status=status,
             ms=round(seconds * 1000),
             turn=x.asked.turn,
-            tokens=used,
+            tokens=asdict(x.used),
+            cost=x.cost,
             request_sha256=calllog.digest(raw),
             last_message=calllog.bounded(json.dumps(x.dialect.last(x.body), ensure_ascii=False)),
             answer=calllog.bounded(x.said),

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
+from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
-from hyperagent_tasks.gateway.dialects.base import Asked, Dialect
+from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Usage
 from hyperagent_tasks.gateway.grants import Run
 from hyperagent_tasks.gateway.purse import Purse
 
@@ -21,28 +21,53 @@ MOST_HELD = 32 << 20
 
 @dataclass
 class Exchange:
-    """A request and everything needed to answer it; `said` is what was answered, as text (bounded), for the call log."""
+    """A request and everything needed to answer it. For the books: `said` is what was answered, as text (bounded), `broken`
+    whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all its tries took."""
 
     request: web.Request
-    session: aiohttp.ClientSession
-    config: GatewayConfig
-    run: Run
-    purse: Purse
+    gateway: Gateway
+    entry: Entry
     dialect: Dialect
     asked: Asked
     body: dict[str, Any]
     size: int
     number: int
     said: str = ""
+    at: int = 0
+    broken: bool = False
+    used: Usage = field(default_factory=Usage)
+    cost: float | None = 0.0
     outlet: Outlet = field(init=False)
 
     def __post_init__(self) -> None:
         self.outlet = Outlet(self.request, self.config.patience)
 
+    @property
+    def config(self) -> GatewayConfig:
+        """What the gateway was told."""
+        return self.gateway.config
+
+    @property
+    def run(self) -> Run:
+        """The agent run it belongs to."""
+        return self.entry.run
+
+    @property
+    def purse(self) -> Purse:
+        """Its budgets."""
+        return self.entry.purse
+
     def provider(self, at: int) -> tuple[Provider, str]:
         """The grant's provider at a place of its list, and our name of the model there."""
         name, model = self.run.grant.models[at]
         return self.config.providers[name], model
+
+    def book(self, used: Usage, provider: Provider, model: str) -> None:
+        """Put the tokens of one try into its books and the run's."""
+        price, was = provider.prices.get(model), self.used
+        self.purse.book(used, price)
+        self.used = Usage(was.input + used.input, was.output + used.output, was.cached + used.cached)
+        self.cost = None if price is None or self.cost is None else self.cost + price.of(used)
 
     def refusal(self, status: int, message: str, kind: str, headers: dict[str, str] | None = None) -> web.Response:
         """A refusal in the agent's dialect."""

@@ -59,10 +59,15 @@ class Meter:
         self._bound()
 
     def rest(self) -> Iterator[Block]:
-        """The last event of a stream that ended without an empty line."""
+        """The last event of a stream that ended without an empty line; a scrap after the answer's end is none."""
         self._lines.append(bytes(self._rest))
         self._rest.clear()
-        if self.failed is None and not self.ended and (block := self._block()):
+        if self.failed is not None:
+            return
+        block = self._block()
+        if self.ended and self.failed is GARBAGE:
+            self.failed = None
+        elif block is not None and block.data.strip():
             yield Block(block.data + b"\n\n", block.call)
 
     def _bound(self) -> None:

@@ -82,7 +82,7 @@ async def _say(x: Exchange, provider: Provider, model: str, said: Said, fault: d
         response = await _stream(x, said, fault)
     else:
         response = web.json_response(x.dialect.whole(said))
-    x.purse.book(said.usage, provider.prices.get(model))
+    x.book(said.usage, provider, model)
     return response
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from hyperagent_tasks.gateway.calllog import Redactor
 from hyperagent_tasks.gateway.config import Provider
 from hyperagent_tasks.gateway.exchange import Exchange, ticking
 from hyperagent_tasks.gateway.failures import Failure, classify, wait_of
@@ -28,6 +28,13 @@ CUT = "provider failed: cut stream"
 
 async def answer(x: Exchange, provider: Provider, model: str) -> web.StreamResponse | Failure:
     """One try. Raises `Gone`."""
+    done = await _answer(x, provider, model)
+    if isinstance(done, Failure):  # a provider may tell the key back in its error
+        return replace(done, message=x.gateway.redactor.clean(done.message))
+    return done
+
+
+async def _answer(x: Exchange, provider: Provider, model: str) -> web.StreamResponse | Failure:
     try:
         reply = await _send(x, provider, model)
     except (TimeoutError, aiohttp.ClientError, ValueError) as error:
@@ -35,7 +42,7 @@ async def answer(x: Exchange, provider: Provider, model: str) -> web.StreamRespo
     meter = Meter(x.dialect)
     try:
         if not 200 <= reply.status < 300:
-            return await _refused(x, provider, reply)
+            return await _refused(x, reply)
         if "event-stream" in reply.headers.get("Content-Type", ""):
             return await _stream(x, reply, meter)
         return await _whole(x, reply, meter)
@@ -49,7 +56,7 @@ async def _send(x: Exchange, provider: Provider, model: str) -> aiohttp.ClientRe
     accept = "text/event-stream" if x.asked.stream else "application/json"
     headers = {"Accept": accept, "Accept-Encoding": "identity", **x.dialect.headers(provider.api_key.reveal())}
     url = x.dialect.url(provider.base_url, named, x.asked.stream)
-    sent = x.session.post(url, json=x.dialect.prepare(x.body, named), headers=headers, allow_redirects=False)
+    sent = x.gateway.session.post(url, json=x.dialect.prepare(x.body, named), headers=headers, allow_redirects=False)
     reply: aiohttp.ClientResponse = await asyncio.wait_for(sent, x.config.head_timeout)
     return reply
 
@@ -60,13 +67,11 @@ def _book(x: Exchange, provider: Provider, model: str, meter: Meter) -> None:
         return
     used = meter.usage or estimate(x.size, meter.size)
     x.run.observed.estimated += meter.usage is None
-    x.purse.book(used, provider.prices.get(model))
+    x.book(used, provider, model)
 
 
-async def _refused(x: Exchange, provider: Provider, reply: aiohttp.ClientResponse) -> Failure:
-    raw = await _read(reply, MAX_ERROR, x.config.idle_timeout)
-    redactor = Redactor([provider.api_key.reveal()])  # a provider may tell the key back in its error
-    told = redactor.clean(raw.decode("utf-8", "replace"))
+async def _refused(x: Exchange, reply: aiohttp.ClientResponse) -> Failure:
+    told = (await _read(reply, MAX_ERROR, x.config.idle_timeout)).decode("utf-8", "replace")
     wait = wait_of(reply.headers.get("Retry-After"), told)
     return Failure(classify(reply.status, told), told or "an empty answer", reply.status, wait)
 
@@ -94,7 +99,7 @@ async def _whole(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> we
     if meter.failed or not meter.ended:
         return meter.failed or Failure("transport", "the answer is not whole")
     x.said = raw[:MAX_SAID].decode("utf-8", "replace")
-    return web.Response(body=raw, content_type="application/json")
+    return web.Response(body=x.gateway.redactor.scrub(raw), content_type="application/json")
 
 
 async def _stream(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> web.StreamResponse | Failure:
@@ -106,12 +111,9 @@ async def _stream(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> w
     if not x.outlet.given:
         x.outlet.again()
         return failed
-    x.run.observed.fail(failed.kind, _clean(x, failed.message), failed.status)
+    x.broken = True
+    x.run.observed.fail(failed.kind, x.gateway.redactor.clean(failed.message), failed.status)
     return await x.outlet.end(b"\n\n" + x.dialect.error_event(CUT, "transport").block(), well=False)
-
-
-def _clean(x: Exchange, message: str) -> str:
-    return Redactor(p.api_key.reveal() for p in x.config.providers.values()).clean(message)
 
 
 async def _copy(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> str:
@@ -123,7 +125,7 @@ async def _copy(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> str
             return type(error).__name__
         try:
             for block in meter.feed(data) if data else meter.rest():
-                await x.outlet.put(block.data, call=block.call)
+                await x.outlet.put(x.gateway.redactor.scrub(block.data), call=block.call)
         except OverflowError:
             return "it is too large"
         if not data or meter.failed or meter.size > MAX_STREAM:

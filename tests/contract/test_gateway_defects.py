@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_gateway_upstreams import CANARY, TRIES, Rig, Upstream, events, path, request, until
+from tests.contract.test_gateway_upstreams import SCRIPTS
+from tests.providers import CANARY, TRIES, Rig, Upstream, events, path, request, until
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A gateway before a provider that misbehaves."""
-    upstream = Upstream()
+    upstream = Upstream(SCRIPTS)
     made = Rig(tmp_path_factory.mktemp("g"), upstream)
     yield made
     made.process.terminate()
@@ -183,4 +184,4 @@ def test_a_refusal_never_tempts_a_cli_to_ask_again(rig: Rig, name: str, kind: st
 def test_an_error_inside_a_stream_is_told_without_the_words_of_the_provider(rig: Rig) -> None:
     _, text, _ = rig.ask("error-in-stream")
     assert "rate" not in text.lower()
-    assert events(text)[-1]["error"]["code"] == "transport"
+    assert json.loads(text)["error"]["code"] == "throttled"
