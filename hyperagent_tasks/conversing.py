@@ -42,6 +42,7 @@ SEEN = {
     "context": EndReason.CONTEXT,
     "model_not_found": EndReason.MODEL_NOT_FOUND,
     "budget": EndReason.BUDGET,
+    "scenario": EndReason.REFUSED,
 }
 MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
 
@@ -192,7 +193,7 @@ def _run_spec(parts: Parts, step: StepSpec, turn: Turn, agent: Agent, task: Agen
     return RunSpec(
         role="agent",
         argv=command.argv,
-        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
+        env=command.env,
         owner=owner(parts, step, timeout),
         mounts=[
             Mount(turn.ws, "/workspace", read_only=turn.role != "coder"),
@@ -240,12 +241,15 @@ def _close(
 
 
 def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
-    """A failed outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words."""
+    """The outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words. A CLI that says
+    it is done though its model's last answer never came whole (Gemini CLI takes a cut answer for a whole one) is not."""
     reason = SEEN.get(observed.last_failure or "")
-    if outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+    if outcome.ok and observed.last_failure == "transport":
+        outcome = replace(outcome, sentence="The agent says it is done, but its model's last answer broke off.")
+    elif outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
         return outcome
-    told = str((observed.failure or {}).get("message", ""))[:300]
-    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}")
+    told = str((observed.failure or {}).get("message", ""))[:300].rstrip(".")
+    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}.")
 
 
 def failure(reason: EndReason) -> Callable[[str], HyperagentError]:

@@ -151,7 +151,7 @@ def _run_spec(parts: Parts, draft_id: str, agent: Agent, task: AgentTask, place:
     return RunSpec(
         role="agent",
         argv=command.argv,
-        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
+        env=command.env,
         owner=_owner(parts, draft_id, parts.settings.step_timeout),
         mounts=[Mount(ws, "/workspace"), Mount(place.inp, "/in"), Mount(place.logs, "/logs", read_only=False)],
         timeout=parts.settings.step_timeout,
