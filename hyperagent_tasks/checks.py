@@ -102,7 +102,8 @@ def _gateway(parts: Parts) -> str:
 
 def _model(parts: Parts) -> str:
     provider = parts.settings.agent_model.partition("/")[0]
-    fault = parts.gateway.fault(provider, parts.settings.agent_model)
+    dialect = parts.agent("auto").dialect or ""
+    fault = parts.gateway.fault(provider, parts.settings.agent_model, dialect)
     if fault:
         raise NotReady(fault)
     return f"{parts.chosen.agent} with {parts.settings.agent_model}"

@@ -32,6 +32,7 @@ class Bench:
         while True:
             turn = self._turn(role, number, prompt, ws, used)
             ran = conversing.run(self.parts, self.step, turn, self.lease)
+            self._used[role] = used = used + len(ran.observed.switches)  # the gateway has tried these
             if ran.outcome.ok:
                 return ran
             spending.left(self.parts, self.step)  # a spent budget asks a person, it is no failure of the agent
@@ -40,22 +41,24 @@ class Bench:
             if isinstance(following, fallback.Stop):
                 told = f"The {role} {ran.agent} did not do its work: {ran.outcome.sentence}"
                 raise conversing.failure(ran.outcome.reason)(told)
-            self._record(role, number, following)
+            self._record(role, number, ran, following)
             prompt = prompt if prompt.startswith(TOOK_OVER) or role != "coder" else f"{TOOK_OVER}\n\n{prompt}"
 
     def _turn(self, role: AgentRole, number: int, prompt: str, ws: Path, used: int) -> Turn:
         self._runs[role] = run = self._runs.get(role, 0) + 1
         name = f"{role}-{run}"
         place = Place(self.work.root / "runs" / name, "" if name == "coder-1" else f"{name}/")
-        choice = self.step.choices.of(role)[used - 1]
+        choices = self.step.choices.of(role)
         digest = prompts.persona(role, self.step.choices.prompts).digest
-        return Turn(role, number, run, choice, prompt, digest, ws, place, spending.left(self.parts, self.step))
+        left, others = spending.left(self.parts, self.step), fallback.of_same_cli(choices, used - 1)
+        return Turn(role, number, run, choices[used - 1], prompt, digest, ws, place, left, others)
 
-    def _record(self, role: str, number: int, following: fallback.Next) -> None:
+    def _record(self, role: str, number: int, ran: Ran, following: fallback.Next) -> None:
         with claims.fenced(self.parts.settings.db_url, self.step.claim) as (session, row):
             attempt = session.get_one(StepAttempt, self.step.claim.attempt_id)
             said = {"role": role, "round": number, "why": following.why}
-            said |= {"agent": following.choice.provider, "model": following.choice.model}
+            said |= {"agent": following.choice.provider, "model": following.choice.model, "by": "step"}
+            said |= {"from": f"{ran.agent}:{ran.model}", "to": f"{following.choice.provider}:{following.choice.model}"}
             events.record(session, EventKind.AGENT_FALLBACK, step=row, attempt=attempt, **said)
 
 

@@ -42,13 +42,15 @@ SEEN = {
     "context": EndReason.CONTEXT,
     "model_not_found": EndReason.MODEL_NOT_FOUND,
     "budget": EndReason.BUDGET,
+    "scenario": EndReason.REFUSED,
 }
 MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One agent run to be: who, in which workspace, told what, with how much of the budgets left."""
+    """One agent run to be: who, in which workspace, told what, with how much of the budgets left; `fallback` names the
+    models that the gateway may move it to."""
 
     role: AgentRole
     round: int
@@ -59,6 +61,7 @@ class Turn:
     ws: Path
     place: Place
     left: Left
+    fallback: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,13 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
         live.close()
     outcome = seen_by_gateway(parser.outcome(result), observed)
     version = parts.agent_version(agent)
-    _close(parts, step, run_id, outcome, observed, result, version)
-    return Ran(run_id, agent.name, turn.choice.model, turn.persona, version, outcome, observed, result)
+    _close(parts, step, turn, run_id, outcome, observed, result, version)
+    return Ran(run_id, agent.name, answered_by(turn.choice.model, observed), turn.persona, version, outcome, observed, result)
+
+
+def answered_by(model: str, observed: Observed) -> str:
+    """The model that answered at the end: the one asked for, unless the gateway moved the run to another."""
+    return str(observed.switches[-1]["to"]) if observed.switches else model
 
 
 def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) -> Grant:
@@ -169,6 +177,7 @@ def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) ->
         run=turn.number,
         max_tokens=turn.left.tokens,
         max_usd=turn.left.usd,
+        fallback=turn.fallback,
     )
 
 
@@ -184,7 +193,7 @@ def _run_spec(parts: Parts, step: StepSpec, turn: Turn, agent: Agent, task: Agen
     return RunSpec(
         role="agent",
         argv=command.argv,
-        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
+        env=command.env,
         owner=owner(parts, step, timeout),
         mounts=[
             Mount(turn.ws, "/workspace", read_only=turn.role != "coder"),
@@ -199,6 +208,7 @@ def _run_spec(parts: Parts, step: StepSpec, turn: Turn, agent: Agent, task: Agen
 def _close(
     parts: Parts,
     step: StepSpec,
+    turn: Turn,
     run_id: str,
     outcome: AgentOutcome,
     observed: Observed,
@@ -211,25 +221,36 @@ def _close(
         run.exit_code, run.container_id, run.image_id = result.exit_code, result.container_id, result.image_id
         run.input_tokens, run.output_tokens, run.cached_tokens = observed.input, observed.output, observed.cached
         run.requests, run.cost_usd, run.cli_version = observed.requests, observed.cost, version
+        run.model = answered_by(run.model, observed)
         run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
         run.finished_at = result.finished_at
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
+        for switch in observed.switches:
+            moved = {"role": turn.role, "round": turn.round, "agent": run.provider, "model": switch["to"]}
+            moved |= {"from": switch["from"], "to": switch["to"], "why": f"{switch['from']} failed: {switch['why']}"}
+            events.record(session, EventKind.AGENT_FALLBACK, step=row, attempt=attempt, by="gateway", **moved)
         said = {
             "reason": str(outcome.reason),
             "requests": observed.requests,
             "tokens": observed.input + observed.output,
+            "cost": observed.cost,
+            "answered": observed.answered,
+            "estimated": observed.estimated,
         }
         took = (result.finished_at - result.started_at).total_seconds()
         events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)
 
 
 def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
-    """A failed outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words."""
+    """The outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words. A CLI that says
+    it is done though its model's last answer never came whole (Gemini CLI takes a cut answer for a whole one) is not."""
     reason = SEEN.get(observed.last_failure or "")
-    if outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+    if outcome.ok and observed.last_failure == "transport":
+        outcome = replace(outcome, sentence="The agent says it is done, but its model's last answer broke off.")
+    elif outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
         return outcome
-    told = str(observed.failures[-1]["message"])[:300]
-    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}")
+    told = str((observed.failure or {}).get("message", ""))[:300].rstrip(".")
+    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}.")
 
 
 def failure(reason: EndReason) -> Callable[[str], HyperagentError]:

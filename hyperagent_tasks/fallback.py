@@ -26,6 +26,17 @@ class Stop:
     why: str
 
 
+def of_same_cli(choices: Sequence[Choice], at: int) -> tuple[str, ...]:
+    """The models that the CLI at this place of the list may be moved to without being started again: those right after it
+    in the list that are for the same CLI. The gateway moves it; what follows in the list is the step's."""
+    following = []
+    for choice in choices[at + 1 :]:
+        if choice.provider != choices[at].provider:
+            break
+        following.append(choice.model)
+    return tuple(following)
+
+
 def decide(reason: str, choices: Sequence[Choice], tried: int, *, budget_left: bool = True) -> Next | Stop:
     """What follows a run that ended for `reason`; `choices` begins with the first choice, `tried` counts those used."""
     if reason not in PASSED_ON:

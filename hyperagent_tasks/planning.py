@@ -18,9 +18,9 @@ from hyperagent_common.choices import Choice
 from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
-from hyperagent_tasks import preparing, prompts
+from hyperagent_tasks import fallback, preparing, prompts
 from hyperagent_tasks.agents.base import Agent, AgentTask
-from hyperagent_tasks.conversing import seen_by_gateway
+from hyperagent_tasks.conversing import answered_by, seen_by_gateway
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
@@ -116,7 +116,7 @@ def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, 
     for number in range(1, ASKS + 1):
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
-        text = _asked(parts, held, chosen.planner, "\n\n".join(filter(None, told)), ws, root, number, lease)
+        text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
         try:
             return plans.parse(only_object(text))
         except Malformed as error:
@@ -144,8 +144,14 @@ def _owner(parts: Parts, held: Held, seconds: float) -> Owner:
     return Owner(instance(parts.settings), held.id, held.id, held.id, held.fence, until)
 
 
-def _asked(parts: Parts, held: Held, choice: Choice, prompt: str, ws: Path, root: Path, number: int, lease: Keeper) -> str:
-    """The planner's final text. Raises `AgentFailed`, `LeaseLost`."""
+def _asked(
+    parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path, root: Path, number: int, lease: Keeper
+) -> str:
+    """The final text of the first planner, which the gateway may move to further models of its CLI.
+
+    Raises `AgentFailed`, `LeaseLost`.
+    """
+    choice, others = among[0], fallback.of_same_cli(among, 0)
     agent, token, run_id = parts.agent(choice.provider), new_token(), new_id()
     place = Place(root / f"planner-{number}", "")
     place.make()
@@ -155,7 +161,8 @@ def _asked(parts: Parts, held: Held, choice: Choice, prompt: str, ws: Path, root
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     limit = parts.settings.agent_max_requests
-    parts.gateway.open(Grant(run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log, run=number))
+    said = (run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log)
+    parts.gateway.open(Grant(*said, run=number, fallback=others))
     base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner")
     parser, began = agent.parser("planner"), datetime.now(UTC)
@@ -172,7 +179,8 @@ def _asked(parts: Parts, held: Held, choice: Choice, prompt: str, ws: Path, root
         raise LeaseLost()
     outcome = seen_by_gateway(parser.outcome(result), observed)
     row = AgentRun(
-        id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name, model=choice.model,
+        id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name,
+        model=answered_by(choice.model, observed),
         cli_version=parts.agent_version(agent), session_id=outcome.session_id, end_reason=outcome.reason,
         sentence=outcome.sentence, exit_code=result.exit_code, container_id=result.container_id, image_id=result.image_id,
         input_tokens=observed.input, output_tokens=observed.output, cached_tokens=observed.cached,
@@ -195,7 +203,7 @@ def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Pl
     return RunSpec(
         role="agent",
         argv=command.argv,
-        env={**command.env, "OPENCODE_LOG_DIR": "/logs"},
+        env=command.env,
         owner=_owner(parts, held, parts.settings.step_timeout),
         mounts=[Mount(ws, "/workspace"), Mount(place.inp, "/in"), Mount(place.logs, "/logs", read_only=False)],
         timeout=parts.settings.step_timeout,

@@ -23,9 +23,10 @@ def decide(parts: Parts, step: StepSpec) -> None:
     parts.forge.check()
     if not step.rid:
         raise ForgeRefused(f"The project {step.project} is not registered on the forge.", mend="Register it again.")
+    priced = any(limit.usd is not None for limit in step.choices.budgets.values())
     for choice in step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else []):
-        parts.agent(choice.provider)
-        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model)
+        agent = parts.agent(choice.provider)
+        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model, agent.dialect or "", priced=priced)
         if fault:
             raise NotReady(fault)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):

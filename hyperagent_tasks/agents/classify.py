@@ -33,11 +33,14 @@ CODES = {
 
 WORDS = [
     (EndReason.BUDGET, r"\b(request|token|step|cost)s?\b.{0,20}\bbudget\b"),
-    (EndReason.CONTEXT, r"context.{0,20}(length|window|overflow)|prompt is too long|too many tokens|request too large"),
+    (
+        EndReason.CONTEXT,
+        r"context.{0,20}(length|window|overflow)|prompt is too long|too many tokens|request too large|max_output_tokens",
+    ),
     (EndReason.QUOTA, r"insufficient.{0,12}(quota|credit|fund|balance)|\bquota\b|billing|out of credits|usage limit"),
     (
         EndReason.MODEL_NOT_FOUND,
-        r"model.{0,60}(not found|does not exist|not exist|not supported|unknown)|unknown model",
+        r"model.{0,60}(not found|does not exist|not exist|not supported|unknown)|(unknown|no such) model",
     ),
     (EndReason.AUTH, r"api.?key|unauthori[sz]ed|unauthenticated|authentication|permission denied"),
     (EndReason.RATE_LIMIT, r"rate.?limit|too.?many.?requests|throttl"),

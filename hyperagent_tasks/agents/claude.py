@@ -1,7 +1,7 @@
 """The adapter of Claude Code 2.1: one headless run in its own stream-json, with no key but the phantom token.
 
-Nothing of the repository is configuration: no setting sources, no MCP servers, no hooks, no CLAUDE.md (`--bare`). Every model
-alias is the one model of the grant: Claude Code would ask a small model for titles and summaries by itself.
+Nothing of the repository is configuration: no setting sources, no MCP servers, no hooks, no CLAUDE.md (`--safe-mode`). Every
+model alias is the one model of the grant: Claude Code would ask a small model for titles and summaries by itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hyperagent_tasks.runners.base import RunnerResult
 
 TIMEOUT_MS = 600_000
 ALIASES = ("OPUS", "SONNET", "HAIKU")
-AWAY = ("WebFetch", "WebSearch")
-"""Tools that reach out by way of the provider."""
+READING = ("Bash", "Read")
 WRITING = ("Edit", "Write", "NotebookEdit")
+"""The only tools it has: none that reaches out by way of the provider, waits for a person or outlives the run."""
 SYNTHETIC = "<synthetic>"
 ERRORS = {
     "authentication_failed": "auth",
@@ -28,11 +28,13 @@ ERRORS = {
     "connection_failed": "transport",
     "max_output_tokens": "context",
     "prompt_too_long": "context",
+    "refusal": "content_filter",
 }
 """Claude Code's words for errors in those of `classify.CODES`."""
 LIMITS = {"error_max_turns", "error_max_budget_usd"}
 
 ENVIRONMENT = {
+    "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",  # after a 400 it would ask again without each of them
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
     "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
@@ -92,9 +94,7 @@ class ClaudeParser(CliParser):
         yield self._see_usage(stop)
         self._failure = None
         if line.get("is_error") is not False:
-            word = line.get("api_error") or line.get("terminal_reason")
-            if stop == "refusal":
-                word = "refused"
+            word = stop if stop in ERRORS else line.get("api_error") or line.get("terminal_reason")
             yield self._take_error(word, line.get("api_error_status"), line.get("result"))
 
     def _unfinished(self, result: RunnerResult) -> tuple[EndReason, str] | None:
@@ -121,8 +121,8 @@ class ClaudeAgent(CliAgent):
     setup = 'keep "$HOME/.claude/projects"'
 
     def _options(self, task: AgentTask, model: str) -> list[str]:
-        refused = AWAY if task.role == "coder" else (*AWAY, *WRITING)
-        plain = ["--bare", "--setting-sources", "", "--strict-mcp-config", "--disallowed-tools", ",".join(refused)]
+        tools = (*READING, *WRITING) if task.role == "coder" else READING
+        plain = ["--safe-mode", "--setting-sources", "", "--strict-mcp-config", "--tools", ",".join(tools)]
         stream = ["-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"]
         return [*stream, *plain, "--model", model]
 

@@ -35,13 +35,14 @@ class CliAgent:
     parsed_by: ClassVar[type[CliParser]]
     setup: ClassVar[str] = ""
     environment: ClassVar[Mapping[str, str]] = {}
+    prompt_limit: ClassVar[int] = PROMPT_LIMIT
 
     def __init__(self, *, wrapped: bool = False) -> None:
         self._wrapped = wrapped
 
     def command(self, task: AgentTask) -> AgentCommand:
         """The command line, environment and files. Raises `BadInput`."""
-        _refuse(task)
+        _refuse(task, self.prompt_limit)
         model = task.model.partition("/")[2]
         script = f"{LAUNCH}{self.setup.strip()}{RUN}"
         launch = ["sh", "-c", script, self.name, f"{PROMPT_DIR}/{PROMPT_FILE}", *self.program(), *self._options(task, model)]
@@ -71,7 +72,7 @@ class CliAgent:
         return {}
 
 
-def _refuse(task: AgentTask) -> None:
+def _refuse(task: AgentTask, limit: int) -> None:
     """Raise `BadInput` naming everything that would make a run hopeless."""
     provider, slash, model = task.model.partition("/")
     faults = []
@@ -79,7 +80,7 @@ def _refuse(task: AgentTask) -> None:
         faults.append(Fault("model", f"{task.model!r} must read provider/model."))
     if not task.prompt.strip():
         faults.append(Fault("prompt", "It is empty."))
-    if len(task.prompt) > PROMPT_LIMIT:
-        faults.append(Fault("prompt", f"It has {len(task.prompt)} characters; {PROMPT_LIMIT} is the limit."))
+    if len(task.prompt) > limit:
+        faults.append(Fault("prompt", f"It has {len(task.prompt)} characters; {limit} is the limit."))
     if faults:
         raise BadInput("This agent run cannot be started.", faults=faults, mend="Correct the plan or the settings.")

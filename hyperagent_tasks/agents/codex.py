@@ -46,7 +46,7 @@ base_url = {base_url}
 env_key = "GATEWAY_TOKEN"
 wire_api = "responses"
 request_max_retries = 1
-stream_max_retries = 0
+stream_max_retries = 1
 stream_idle_timeout_ms = {idle}
 """
 
@@ -83,10 +83,8 @@ class CodexParser(CliParser):
         """The message of a provider's JSON answer where it is one; else Codex' own sentence with the status in it."""
         told = clean(message, 64 << 10)
         found = STATUS.search(told)
-        code = error_code(told)
-        if code or told.startswith("{"):
-            told = _said(told)
-        return self._see_error("error", told, int(found[1]) if found else None, code)
+        status = int(found[1]) if found else 400 if told.startswith("{") else None
+        return self._see_error("error", _said(told), status, error_code(told))
 
     def _take_end(self, usage: dict[str, object]) -> AgentEvent:
         self._completed, self._failure = True, None
@@ -108,6 +106,7 @@ class CodexAgent(CliAgent):
     name = "codex"
     dialect = "openai_responses"
     parsed_by = CodexParser
+    prompt_limit = 1 << 20
     environment: Mapping[str, str] = {"RUST_LOG": "error"}
     setup = 'mkdir -p "$HOME/.codex"; cp "$given/config.toml" "$HOME/.codex/"; keep "$HOME/.codex/sessions"'
 

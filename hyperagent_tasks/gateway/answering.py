@@ -77,9 +77,8 @@ async def _tries(x: Exchange, at: int) -> web.StreamResponse | GaveUp:
             if refused is not None:
                 return x.refusal(refused.status, refused.message, refused.kind)
             done = await _once(x, at)
-        if isinstance(done, web.StreamResponse) and done.status < 400:
-            name = f"{provider.name}/{model}"
-            x.run.observed.answered[name] = x.run.observed.answered.get(name, 0) + 1
+        if isinstance(done, web.StreamResponse) and done.status < 400 and not x.broken:
+            x.run.observed.answer(f"{provider.name}/{model}")
         if not isinstance(done, Failure):
             return done
         tries += 1

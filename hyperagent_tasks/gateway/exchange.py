@@ -15,14 +15,15 @@ from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Usage
 from hyperagent_tasks.gateway.grants import Run
 from hyperagent_tasks.gateway.purse import Purse
 
-BEAT_SECONDS = 10.0
+BEAT = b"\n\n"
+"""Says nothing in every SSE parser there is; a comment would stop some of them."""
 MOST_HELD = 32 << 20
 
 
 @dataclass
 class Exchange:
-    """A request and everything needed to answer it; for the call log `said` is what was answered, as text (bounded), `at` by
-    which of the grant's providers, `used` and `cost` what was paid for all its tries."""
+    """A request and everything needed to answer it. For the books: `said` is what was answered, as text (bounded), `broken`
+    whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all its tries took."""
 
     request: web.Request
     gateway: Gateway
@@ -34,12 +35,13 @@ class Exchange:
     number: int
     said: str = ""
     at: int = 0
+    broken: bool = False
     used: Usage = field(default_factory=Usage)
     cost: float | None = 0.0
     outlet: Outlet = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outlet = Outlet(self.request, self.config.patience)
+        self.outlet = Outlet(self.request, self.config.patience, self.config.beat)
 
     @property
     def config(self) -> GatewayConfig:
@@ -82,8 +84,8 @@ class Outlet:
     asked for again; and nothing that the agent would execute is given before its answer has ended well: a CLI that
     executes a call of a broken answer executes it twice."""
 
-    def __init__(self, request: web.Request, patience: float) -> None:
-        self._request, self.patience = request, patience
+    def __init__(self, request: web.Request, patience: float, beat: float) -> None:
+        self._request, self.patience, self._beat = request, patience, beat
         self._since = self._last = time.monotonic()
         self._held: list[bytes] = []
         self._size = 0
@@ -111,12 +113,12 @@ class Outlet:
 
     async def beat(self) -> None:
         """Say that the answer is under way, where the agent has waited for long."""
-        await self._give(b": under way\n\n" if time.monotonic() - self._last > BEAT_SECONDS else b"")
+        await self._give(BEAT if time.monotonic() - self._last > self._beat else b"")
 
-    async def _give(self, comment: bytes = b"") -> None:
+    async def _give(self, beat: bytes = b"") -> None:
         if not self.given and time.monotonic() - self._since < self.patience:
             return
-        await self._write(comment if self._calls else self._taken() + comment)
+        await self._write(beat if self._calls else self._taken() + beat)
 
     def _taken(self) -> bytes:
         taken, self._held, self._size = b"".join(self._held), [], 0

@@ -54,7 +54,8 @@ class Grant:
 @dataclass
 class Observed:
     """What the gateway saw of one agent run. `input` includes `cached`; `cost` is in US dollars, None where a price is
-    unknown; `estimated` counts answers whose tokens nobody told; `answered` counts answers by provider/model."""
+    unknown; `estimated` counts answers whose tokens nobody told; `mended` counts the failures that a whole answer followed;
+    `answered` counts those by provider/model, `switches` tells each move to the next provider."""
 
     requests: int = 0
     input: int = 0
@@ -65,19 +66,33 @@ class Observed:
     estimated: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    mended: int = 0
     answered: dict[str, int] = field(default_factory=dict)
     switches: list[dict[str, Any]] = field(default_factory=list)
 
     def fail(self, kind: str, message: str, status: int | None = None) -> None:
         """Note a failure; at most `MAX_FAILURES` are kept."""
-        if len(self.failures) < MAX_FAILURES:
-            entry = {"class": kind, "status": status, "message": message[:500], "request": self.requests}
-            self.failures.append(entry)
+        if len(self.failures) == MAX_FAILURES:
+            self.failures.pop()
+            self.mended = min(self.mended, len(self.failures))
+        entry = {"class": kind, "status": status, "message": message[:500], "request": self.requests}
+        self.failures.append(entry)
+
+    def answer(self, model: str) -> None:
+        """Note a whole answer of `provider/model`."""
+        self.answered[model] = self.answered.get(model, 0) + 1
+        self.mended = len(self.failures)
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """The failure that stands at the end: a spent budget, else the last one that no whole answer followed."""
+        spent = next((each for each in reversed(self.failures) if each["class"] == "budget"), None)
+        return spent or next(reversed(self.failures[self.mended :]), None)
 
     @property
     def last_failure(self) -> str | None:
-        """Class of the last failure, None where there was none."""
-        return str(self.failures[-1]["class"]) if self.failures else None
+        """Class of the failure that stands, None where there is none."""
+        return None if self.failure is None else str(self.failure["class"])
 
 
 @dataclass
