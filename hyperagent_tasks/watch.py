@@ -22,7 +22,7 @@ from hyperagent_tasks.parts import Parts, instance, run_files
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 20.0
-TICK_SECONDS = 0.4
+TICK_SECONDS, SOON_SECONDS = 0.4, 1.5
 QUIET_SECONDS = 0.3
 """After an event the next look waits this long, so that a burst of events is one look."""
 
@@ -32,6 +32,7 @@ class Watch:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.ended, self.stirred = parts, threading.Event(), threading.Event()
+        self.looked = -1e9
 
     def run(self) -> None:
         """Until told to stop."""
@@ -47,10 +48,13 @@ class Watch:
             self.ended.wait(TICK_SECONDS)
 
     def _asked(self) -> bool:
-        """Whether somebody waits for a report newer than the last."""
+        """Whether somebody waits for a report newer than the last; a project with new triggers is looked at soon, too."""
+        mine = instance(self.parts.settings)
         try:
             with db.transaction(self.parts.settings.db_url, reading=True) as session:
-                row = session.get(ForgeHost, instance(self.parts.settings))
+                row = session.get(ForgeHost, mine)
+                if time.monotonic() - self.looked > SOON_SECONDS and triggering.unseen(session, mine):
+                    self.stirred.set()
         except HyperagentError:
             return False
         return row is not None and row.asked_at is not None and (row.reported_at is None or row.asked_at > row.reported_at)
@@ -76,6 +80,7 @@ class Watch:
             self.stirred.wait(LOOK_AGAIN_SECONDS)
             self.ended.wait(QUIET_SECONDS)
             self.stirred.clear()
+            self.looked = time.monotonic()
             self._quietly("scan", self.look_around)
 
     def look_around(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ class Peer:
 
     def comment(self, rid: str, patch: str, text: str) -> str:
         """Comment on a patch, announced; the comment's id."""
-        return self.run("rad", "patch", "comment", patch, "-m", text, "-q", "--repo", rid).strip().splitlines()[-1]
+        said = self.run("rad", "patch", "comment", patch, "-m", text, "-q", "--repo", rid)
+        return next(line for line in said.split() if re.fullmatch("[0-9a-f]{40}", line))
 
     def commit_exists(self, commit: str) -> bool:
         """Whether this node's storage holds the commit."""
