@@ -21,7 +21,7 @@ from hyperagent_tasks import report, triggering
 from hyperagent_tasks.parts import Parts, instance, run_files
 
 log = logging.getLogger(__name__)
-LOOK_AGAIN_SECONDS = 20.0
+LOOK_AGAIN_SECONDS, OFTEN_SECONDS = 20.0, 5.0
 TICK_SECONDS, SOON_SECONDS = 0.4, 1.5
 QUIET_SECONDS = 0.3
 """After an event the next look waits this long, so that a burst of events is one look."""
@@ -40,9 +40,9 @@ class Watch:
         if self.parts.forge.name == "radicle":
             for thread in own:
                 thread.start()
-        reported = -1e9
+        reported, pause = -1e9, max(OFTEN_SECONDS, self.parts.settings.heartbeat_seconds)
         while not self.ended.is_set():
-            if time.monotonic() - reported >= self.parts.settings.heartbeat_seconds or self._asked():
+            if self._asked() or time.monotonic() - reported >= pause:
                 reported = time.monotonic()
                 self._quietly("report", lambda: report.write(self.parts))
             self.ended.wait(TICK_SECONDS)

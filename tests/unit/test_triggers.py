@@ -138,16 +138,16 @@ def test_an_event_is_handled_once_however_often_and_by_however_many_it_is_seen(p
 
 
 def test_own_strangers_and_too_many_start_nothing_and_are_told_in_few_words(parts: Parts) -> None:
-    flood = [comment("/fix", STRANGER, f"s{i}") for i in range(100)]
+    flood = [comment("/fix", STRANGER, f"s{i}") for i in range(200)]
     mine = [comment("/fix", OWN, "own"), *(comment("/fix", PEER, f"p{i}") for i in range(5))]
     assert len(handle(parts, *flood, *mine)) == 2
     told = outcomes(parts)
-    assert told.count(("refused", "")) == 100
+    assert told.count(("refused", "")) == 200
     assert told.count(("refused", "trigger-1")) == 3
     assert told.count(("passed", "")) == 1
     with db.transaction(parts.settings.db_url, reading=True) as session:
         refused = [row.data for row in session.query(RunnerEvent).filter(RunnerEvent.kind == "trigger.refused")]
-    assert sorted(entry["count"] for entry in refused) == [3, 100]
+    assert sorted(entry["count"] for entry in refused) == [3, 200]
 
 
 def test_without_delegates_nobody_may(parts: Parts) -> None:
