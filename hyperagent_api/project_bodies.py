@@ -80,6 +80,9 @@ def _common(body: dict[str, Any], *, changing: bool = False) -> list[Fault]:
     for key in ("description", "default_branch"):
         if not isinstance(body.get(key, ""), str) or len(body.get(key, "")) > 255:
             found.append(Fault(key, "must be a string of at most 255 characters"))
+    told = body.get("description")
+    if isinstance(told, str) and not all(c.isprintable() or c in "\n\t" for c in told):
+        found.append(Fault("description", "must hold no control characters"))
     branch = body.get("default_branch")
     if isinstance(branch, str) and branch and not _branch_fits(branch):
         found.append(Fault("default_branch", f"{branch!r} cannot name a branch"))

@@ -43,7 +43,7 @@ class TriggerMark(Base):
     __tablename__ = "trigger_mark"
     project_id: Mapped[str] = mapped_column(Id, ForeignKey("project.id", ondelete="RESTRICT"), primary_key=True)
     since: Mapped[datetime]
-    seen: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    seen: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class TriggerEvent(Base):

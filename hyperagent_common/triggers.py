@@ -135,12 +135,14 @@ def _per_hour(value: object, entry: Mapping[str, Any]) -> str:
 
 def _plan_faults(document: object, path: str, on: str) -> list[Fault]:
     found = _placeholder_faults(document, path, "", on)
+    if found:
+        return found
     sample = Happened(on, "", ("did:key:z",), "c" * QUOTED, "0" * 40, "main", "0" * 40)
     try:
         plans.parse(filled(document, sample))
     except BadInput as error:
-        found += [Fault(path if f.field == "plan" else f"{path}.{f.field}", f.message) for f in error.faults]
-    return found
+        return [Fault(path if f.field == "plan" else f"{path}.{f.field}", f.message) for f in error.faults]
+    return []
 
 
 def _placeholder_faults(value: object, path: str, key: str, on: str) -> list[Fault]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from hyperagent_common.errors import ForgeRefused, NotReady, Transient
-from hyperagent_common.models import StepAttempt, Workflow
+from hyperagent_common import db, forge_state
+from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady, Transient
+from hyperagent_common.models import Project, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, projects
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
@@ -29,9 +30,21 @@ def decide(parts: Parts, step: StepSpec) -> None:
         fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model, agent.dialect or "", priced=priced)
         if fault:
             raise NotReady(fault)
+    if step.commit is None:
+        _publishable(parts, step)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
         attempt.sandbox, attempt.forge = parts.runner.name, parts.forge.name
+
+
+def _publishable(parts: Parts, step: StepSpec) -> None:
+    """Where another host publishes, it has said nothing against it. Raises `DependencyDown`: the step waits at no cost."""
+    if step.publisher in (None, instance(parts.settings)):
+        return
+    with db.transaction(parts.settings.db_url, reading=True) as session:
+        found = forge_state.blocking(session, parts.settings, session.get_one(Project, step.project_id))
+    if found:
+        raise DependencyDown(f"The host {step.publisher}, which publishes {step.project}, cannot: {found[0].message}")
 
 
 def branch(parts: Parts, step: StepSpec) -> StepSpec:

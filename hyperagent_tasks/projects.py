@@ -8,7 +8,18 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, projects
-from hyperagent_common.errors import BadInput, Conflict, DependencyDown, Fault, ForgeRefused, HyperagentError, NotReady, Transient
+from hyperagent_common.errors import (
+    BadInput,
+    Conflict,
+    DependencyDown,
+    Diverged,
+    Fault,
+    HyperagentError,
+    KeyLocked,
+    NotReady,
+    NotRegistered,
+    Transient,
+)
 from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
@@ -136,25 +147,25 @@ def _verified(parts: Parts, project: Project, values: dict[str, Any]) -> str:
 def orderly(parts: Parts, rid: str, name: str, head: str) -> None:
     """The project's repository is on this host's forge and has the history of `head`, before anything is spent.
 
-    Raises `ForgeRefused` with the mend.
+    Raises `NotRegistered`, `Diverged`.
     """
     found = parts.forge.registration(rid)
     if found is None:
-        raise ForgeRefused(
-            f"The repository {rid} of {name} is not on this host's forge any more.", mend="Register the project again."
-        )
+        mend = "Put it back into the Radicle home, or register the project again."
+        raise NotRegistered(f"The repository {rid} of {name} is not on this host's forge any more.", mend=mend)
     if parts.forge.name != "radicle" or not found.head:
         return
     how = relation(parts.gitgate.trusted(name), head, parts.forge.storage(rid), found.head)
     if how in (Relation.UNRELATED, Relation.DIVERGED):
         apart = _apart(f"the default branch of {name}", rid, how)
-        raise ForgeRefused(apart.message, mend=apart.mend)
+        raise Diverged(apart.message, mend=apart.mend)
 
 
 def fault(error: HyperagentError) -> dict[str, str]:
     """An error as a fault of a row; its `type` tells the API how to answer."""
     field = "repository" if isinstance(error, BadInput) else error.type
-    kind = "not-ready" if isinstance(error, (DependencyDown, NotReady)) else "conflict" if isinstance(error, Conflict) else ""
+    away = isinstance(error, (DependencyDown, NotReady, KeyLocked))
+    kind = "not-ready" if away else "conflict" if isinstance(error, Conflict) else ""
     return {"field": field, "message": error.sentence, **({"type": kind} if kind else {})}
 
 

@@ -60,6 +60,12 @@ def watched(parts: Parts) -> list[Project]:
         return [p for p in session.scalars(query.order_by(Project.id)) if p.settings.get("triggers")]
 
 
+def unseen(session: Session, host: str) -> bool:
+    """Whether a project of this host got its first trigger and was not looked at since: what comes from then on counts."""
+    query = select(TriggerMark.project_id).join(Project, Project.id == TriggerMark.project_id)
+    return session.scalar(query.where(TriggerMark.seen.is_(None), Project.publisher == host).limit(1)) is not None
+
+
 def scan(parts: Parts, project: Project) -> list[str]:
     """Look at everything that changed since the last look; returns the ids of the workflows that it started."""
     url, rid = parts.settings.db_url, project.rid or ""

@@ -21,8 +21,8 @@ from hyperagent_tasks import report, triggering
 from hyperagent_tasks.parts import Parts, instance, run_files
 
 log = logging.getLogger(__name__)
-LOOK_AGAIN_SECONDS = 20.0
-TICK_SECONDS = 0.4
+LOOK_AGAIN_SECONDS, OFTEN_SECONDS = 20.0, 5.0
+TICK_SECONDS, SOON_SECONDS = 0.4, 1.5
 QUIET_SECONDS = 0.3
 """After an event the next look waits this long, so that a burst of events is one look."""
 
@@ -32,6 +32,7 @@ class Watch:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.ended, self.stirred = parts, threading.Event(), threading.Event()
+        self.looked = -1e9
 
     def run(self) -> None:
         """Until told to stop."""
@@ -39,18 +40,21 @@ class Watch:
         if self.parts.forge.name == "radicle":
             for thread in own:
                 thread.start()
-        reported = -1e9
+        reported, pause = -1e9, max(OFTEN_SECONDS, self.parts.settings.heartbeat_seconds)
         while not self.ended.is_set():
-            if time.monotonic() - reported >= self.parts.settings.heartbeat_seconds or self._asked():
+            if self._asked() or time.monotonic() - reported >= pause:
                 reported = time.monotonic()
                 self._quietly("report", lambda: report.write(self.parts))
             self.ended.wait(TICK_SECONDS)
 
     def _asked(self) -> bool:
-        """Whether somebody waits for a report newer than the last."""
+        """Whether somebody waits for a report newer than the last; a project with new triggers is looked at soon, too."""
+        mine = instance(self.parts.settings)
         try:
             with db.transaction(self.parts.settings.db_url, reading=True) as session:
-                row = session.get(ForgeHost, instance(self.parts.settings))
+                row = session.get(ForgeHost, mine)
+                if time.monotonic() - self.looked > SOON_SECONDS and triggering.unseen(session, mine):
+                    self.stirred.set()
         except HyperagentError:
             return False
         return row is not None and row.asked_at is not None and (row.reported_at is None or row.asked_at > row.reported_at)
@@ -76,6 +80,7 @@ class Watch:
             self.stirred.wait(LOOK_AGAIN_SECONDS)
             self.ended.wait(QUIET_SECONDS)
             self.stirred.clear()
+            self.looked = time.monotonic()
             self._quietly("scan", self.look_around)
 
     def look_around(self) -> None:

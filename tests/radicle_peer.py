@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hyperagent_tasks.parts import instance
@@ -27,17 +28,37 @@ class Peer:
         assert not check or code == 0, f"{' '.join(argv)} ended with {code}: {text}"
         return text
 
-    def patch(self, patch_id: str, seconds: float = 30) -> dict[str, Any]:
-        """The patch as this node's `rad` tells it, once it has come."""
+    def patch(
+        self, patch_id: str, seconds: float = 60, until: Callable[[dict[str, Any]], bool] = lambda _patch: True
+    ) -> dict[str, Any]:
+        """The patch as this node's `rad` tells it, once it has come and is as it should be; this node fetches by itself,
+        and only half the time over does the test ask it to."""
         argv = ["rad", "cob", "show", "--repo", self._rid, "--type", "xyz.radicle.patch", "--object", patch_id]
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         while True:
             text = self.run(*argv, check=False)
-            if text.startswith("{"):
-                return dict(json.loads(text))
-            assert time.monotonic() < deadline, text
-            self.run("rad", "sync", "--fetch", self._rid, check=False)
-            time.sleep(0.5)
+            if text.startswith("{") and until(shown := json.loads(text)):
+                return dict(shown)
+            assert time.monotonic() < began + seconds, text
+            if time.monotonic() > began + seconds / 2:
+                self.run("rad", "sync", "--fetch", self._rid, check=False)
+            time.sleep(0.25)
+
+    def stop(self) -> None:
+        """End the node; its storage stays."""
+        self._container.stop(timeout=3)
+
+    def start(self) -> None:
+        """Start it again."""
+        self._container.start()
+
+    def pause(self) -> None:
+        """Freeze it: connected, and silent."""
+        self._container.pause()
+
+    def unpause(self) -> None:
+        """Let it go on."""
+        self._container.unpause()
 
     def read(self, rid: str) -> None:
         """Clone `rid` from the host's node."""
@@ -73,7 +94,8 @@ class Peer:
 
     def comment(self, rid: str, patch: str, text: str) -> str:
         """Comment on a patch, announced; the comment's id."""
-        return self.run("rad", "patch", "comment", patch, "-m", text, "-q", "--repo", rid).strip().splitlines()[-1]
+        said = self.run("rad", "patch", "comment", patch, "-m", text, "-q", "--repo", rid)
+        return next(line for line in said.split() if re.fullmatch("[0-9a-f]{40}", line))
 
     def commit_exists(self, commit: str) -> bool:
         """Whether this node's storage holds the commit."""
@@ -87,7 +109,8 @@ def peer_of(host: Host) -> Iterator[Peer]:
     client = parts.require_docker()
     settings = type("S", (), {"home": host.home})()
     node = client.containers.get(f"ha-radicle-{instance(settings)}")
-    address = next(iter(node.attrs["NetworkSettings"]["Networks"].values()))["IPAddress"]
+    network, there = next(iter(node.attrs["NetworkSettings"]["Networks"].items()))
+    address = there["IPAddress"] if network == "bridge" else node.name  # a name outlives a restart
     nid = node.exec_run(["rad", "self", "--did"]).output.decode().strip().removeprefix("did:key:")
     config = {
         "preferredSeeds": [],
@@ -102,10 +125,8 @@ def peer_of(host: Host) -> Iterator[Peer]:
             "seedingPolicy": {"default": "allow", "scope": "all"},
         },
     }
-    start = (
-        "export RAD_HOME=/rad RAD_PASSPHRASE=; rad auth --alias peer --stdin </dev/null >/dev/null && "
-        'printf %s "$CONFIG" >/rad/config.json && exec radicle-node --force'
-    )
+    begin = 'mkdir -p /rad; rad auth --alias peer --stdin </dev/null >/dev/null && printf %s "$CONFIG" >/rad/config.json'
+    start = f"export RAD_HOME=/rad RAD_PASSPHRASE=; if [ ! -e /rad/keys ]; then {begin}; fi; exec radicle-node --force"
     who = {f"GIT_{role}_{what}": "peer@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     container = client.containers.run(
         parts.require_radicle_image(),
@@ -113,8 +134,9 @@ def peer_of(host: Host) -> Iterator[Peer]:
         name=f"ha-peer-{uuid.uuid4().hex[:8]}",
         detach=True,
         init=True,
+        network=network,
         environment={"CONFIG": json.dumps(config), "RAD_HOME": "/rad", "RAD_PASSPHRASE": "", "HOME": "/tmp", **who},
-        tmpfs={"/rad": "rw,mode=1777", "/tmp": "rw,mode=1777"},
+        tmpfs={"/tmp": "rw,mode=1777"},
     )
     try:
         peer = Peer(container, "", nid)

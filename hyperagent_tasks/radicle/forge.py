@@ -25,6 +25,8 @@ from hyperagent_tasks.radicle.executor import Executor, wait_until
 from hyperagent_tasks.radicle.watching import Watching
 
 PUBLISH_WAIT, ANNOUNCE_WAIT = 0.5, 3.0
+AUTH = 'printf %s "$RAD_PASSPHRASE" | rad auth --alias "$0" --stdin'
+"""Only what comes by stdin protects the new key; the variable alone makes one without a passphrase."""
 REVIEWER_ALIAS = "hyperagent-verifier"
 
 
@@ -67,7 +69,7 @@ class RadicleForge(Watching):
         fresh = not homes.inspect(self._home, passphrase=self._passphrase)
         if fresh:
             self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            done = self._executor.once(["rad", "auth", "--alias", self._config.alias, "--stdin"])
+            done = self._executor.once(["sh", "-c", AUTH, self._config.alias])
             if done.exit_code:
                 raise NotReady(f"No Radicle identity could be made: {(done.stderr or done.stdout).strip()[-300:]}")
         homes.configure(self._home, self._config, fresh=fresh)

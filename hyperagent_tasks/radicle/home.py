@@ -80,6 +80,11 @@ def _identity(home: Path, passphrase: bool) -> bool:
             f"The Radicle key in {home} has a passphrase, and none is given.",
             mend="Set HYPERAGENT_RADICLE_PASSPHRASE_FILE.",
         )
+    if passphrase and not _encrypted(secret):
+        raise NotReady(
+            f"The Radicle key in {home} has no passphrase, and one is given: its node would not start.",
+            mend=f"Unset HYPERAGENT_RADICLE_PASSPHRASE, or give the key that passphrase: ssh-keygen -p -f {secret}",
+        )
     _config_fit(home)
     return True
 

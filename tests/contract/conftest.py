@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.rad_home import bare, home  # noqa: F401
 from tests.contract.runner_bench import ALL, Bench, make
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import threading
 import uuid
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from hyperagent_common.errors import BadInput, DependencyDown, ForgeRefused, NotReady
+from hyperagent_common.errors import BadInput, DependencyDown, ForgeRefused, NoPeer, NothingToPropose, NotReady, PatchClosed
 from hyperagent_tasks.gitgate import GitGate, new_repository
 from hyperagent_tasks.radicle import choose
-from hyperagent_tasks.radicle.base import Forge, PublishSpec, Registration
+from hyperagent_tasks.radicle.base import Forge, PatchView, PublishSpec, Registration, ReviewSpec
 from hyperagent_tasks.radicle.executor import ContainerExecutor, HostExecutor
 from hyperagent_tasks.radicle.forge import RadicleForge
 from hyperagent_tasks.radicle.home import NodeConfig
@@ -23,7 +24,7 @@ from hyperagent_tasks.radicle.standin import StandInForge
 from tests import parts
 
 WHEN = datetime(2026, 1, 1, 12, tzinfo=UTC)
-TITLE = 'Mend "add" – übung\tand\nmore'
+TITLE = '-Mend "add" – übung 🎉  and\nmore'
 
 
 @dataclass
@@ -122,7 +123,7 @@ def test_a_patch_is_opened_once_and_revised(bench: Bench) -> None:
     view = bench.forge.patch(bench.registration.rid, opened.patch_id)
     assert view is not None
     assert [head for _, head in view.revisions] == bench.commits
-    assert view.title == " ".join(TITLE.split())
+    assert view.title == TITLE.replace("\n", " ")
     assert view.body == "- first\n- second"
     assert view.state == "open"
 
@@ -149,19 +150,86 @@ def test_publishes_at_once_end_in_one_patch(bench: Bench) -> None:
     assert len(view.revisions) == 1
 
 
-def test_a_title_a_person_edited_survives(bench: Bench) -> None:
-    opened = bench.forge.publish(bench.spec(1))
+def by_hand(bench: Bench, patch_id: str, **changes: str) -> None:
+    """What a person does to a patch: a new title, or a state."""
     rid = bench.registration.rid
     if isinstance(bench.forge, StandInForge):
-        bench.forge.retitle(rid, opened.patch_id, "By hand")
-    else:
-        argv = ["rad", "patch", "edit", opened.patch_id, "--repo", rid, "-m", "By hand", "--no-announce"]
-        assert bench.forge._executor.call(argv).exit_code == 0  # type: ignore[attr-defined]
+        bench.forge.by_hand(rid, patch_id, **changes)
+        return
+    title = ["rad", "patch", "edit", patch_id, f"--message={changes.get('title')}", f"--message={changes.get('body', '')}"]
+    archive = ["rad", "patch", "archive", patch_id]
+    argv = [*(archive if "state" in changes else title), "--repo", rid, "--no-announce"]
+    assert bench.forge._executor.call(argv).exit_code == 0  # type: ignore[attr-defined]
+
+
+def test_a_title_a_person_edited_survives(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    by_hand(bench, opened.patch_id, title="By hand")
     bench.forge.publish(bench.spec(2, patch_id=opened.patch_id))
-    view = bench.forge.patch(rid, opened.patch_id)
-    assert view is not None
+    view = seen(bench, opened.patch_id)
     assert view.title == "By hand"
     assert len(view.revisions) == 2
+
+
+def seen(bench: Bench, patch_id: str) -> PatchView:
+    """The patch as the forge tells it."""
+    view = bench.forge.patch(bench.registration.rid, patch_id)
+    assert view is not None
+    return view
+
+
+def test_the_description_grows_where_it_is_ours(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1, body="one"))
+    ours = [hashlib.sha256(b"one").hexdigest()]
+    bench.forge.publish(bench.spec(2, patch_id=opened.patch_id, body="one\n\n<!-- two -->", ours=ours))
+    assert seen(bench, opened.patch_id).body == "one\n\n<!-- two -->"
+    by_hand(bench, opened.patch_id, title="By hand", body="my words")
+    bench.forge.publish(bench.spec(2, patch_id=opened.patch_id, body="three", ours=ours))
+    assert seen(bench, opened.patch_id).body == "my words"
+
+
+def test_a_verdict_is_one_review_under_another_identity(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    spec = ReviewSpec(bench.registration.rid, opened.patch_id, opened.revision_id, "accept", 'good – "really" 🎉\n\n- a')
+    first = bench.forge.review(spec)
+    again = bench.forge.review(spec)
+    assert (first.did, again.did, again.review_id) == ("reviewed", "found", first.review_id)
+    edited = bench.forge.review(replace(spec, summary="better"))
+    assert (edited.did, edited.review_id) == ("edited", first.review_id)
+    bench.forge.publish(bench.spec(2, patch_id=opened.patch_id))
+    view = seen(bench, opened.patch_id)
+    assert [(r.revision_id, r.verdict, r.summary) for r in view.reviews] == [(opened.revision_id, "accept", "better")]
+    assert view.reviews[0].reviewer == first.reviewer
+    assert first.reviewer not in ("", view.author, bench.forge.health().did)
+
+
+def test_a_review_of_what_is_not_there_is_refused_for_good(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    with pytest.raises(ForgeRefused):
+        bench.forge.review(ReviewSpec(bench.registration.rid, opened.patch_id, "1" * 40, "accept", "x"))
+
+
+def test_a_closed_patch_takes_no_revision(bench: Bench) -> None:
+    opened = bench.forge.publish(bench.spec(1))
+    by_hand(bench, opened.patch_id, state="archived")
+    with pytest.raises(PatchClosed):
+        bench.forge.publish(bench.spec(2, patch_id=opened.patch_id))
+    assert bench.forge.publish(bench.spec(1, patch_id=opened.patch_id)).did == "found"
+
+
+def test_a_commit_of_the_default_branch_is_nothing_to_propose(bench: Bench) -> None:
+    with pytest.raises(NothingToPropose):
+        bench.forge.publish(bench.spec(1, heads=[bench.base]))
+
+
+def test_what_no_peer_holds_is_told_with_its_class(bench: Bench) -> None:
+    spread = bench.forge.publish(bench.spec(1)).spread
+    assert spread.synced_with == 0
+    if isinstance(bench.forge, StandInForge):
+        assert spread.trouble is None
+        return
+    assert isinstance(spread.trouble, NoPeer)
+    assert isinstance(bench.forge.announce(bench.registration.rid).trouble, NoPeer)
 
 
 def test_an_unknown_repository_is_refused_for_good(bench: Bench) -> None:

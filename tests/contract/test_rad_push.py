@@ -6,129 +6,12 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hyperagent_tasks.gitgate import GitGate, new_repository
-from hyperagent_tasks.radicle.choose import HELPER
-from tests import parts
-
-WHEN = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-@dataclass
-class Home:
-    """A Radicle home with one registered repository and three commits on a workflow's branch; no node runs."""
-
-    top: Path
-    env: dict[str, str]
-    base: str = ""
-    commits: tuple[str, ...] = ()
-    rid: str = ""
-    nid: str = ""
-
-    def run(self, *argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """A command with this home's environment."""
-        return subprocess.run(argv, env=self.env, cwd=cwd, capture_output=True, text=True, timeout=90, check=False)
-
-    def push(self, command: str, **spec: object) -> tuple[int, dict[str, Any]]:
-        """Exit code and answer of `rad-push`."""
-        done = self.run(str(HELPER), command, "--json", "--spec", json.dumps(spec))
-        return done.returncode, json.loads(done.stdout)
-
-    def publish(self, count: int, **changes: object) -> tuple[int, dict[str, Any]]:
-        """Publish the first `count` commits."""
-        spec: dict[str, object] = {"rid": self.rid, "repo": str(self.repo), "key": "hyperagent/w", "base": self.base}
-        spec |= {"heads": self.commits[:count], "title": "Mend it", "body": "b", "published_at": 1790000000}
-        return self.push("publish", **{**spec, **changes})
-
-    def register(self) -> tuple[int, dict[str, Any]]:
-        """Register the repository."""
-        return self.push("register", repo=str(self.repo), name="p", description="d", branch="main")
-
-    @property
-    def repo(self) -> Path:
-        """The trusted repository."""
-        return self.top / "repos" / "p.git"
-
-    @property
-    def storage(self) -> Path:
-        """Radicle's own copy."""
-        return self.top / "rad" / "storage" / self.rid.removeprefix("rad:")
-
-    def own(self, name: str) -> Path:
-        """The file of a ref in this key's namespace."""
-        return self.storage / "refs" / "namespaces" / self.nid / "refs" / name
-
-    def patch(self) -> dict[str, Any]:
-        """The one patch there is."""
-        argv = ("rad", "cob", "list", "--repo", self.rid, "--type", "xyz.radicle.patch")
-        ids = self.run(*argv).stdout.split()
-        assert len(ids) == 1, ids
-        return self.push("show", rid=self.rid, patch=ids[0])[1]
-
-    def heads(self) -> list[str]:
-        """The heads of its revisions."""
-        return [revision["head"] for revision in self.patch()["revisions"]]
-
-    def cache_as_now(self) -> Callable[[], None]:
-        """Keeps rad's cache of patches; the answer puts it back, as if rad was killed before it wrote there."""
-        cobs, kept = self.top / "rad" / "cobs", self.top / f"cobs-{uuid.uuid4().hex}"
-        shutil.copytree(cobs, kept)
-
-        def put_back() -> None:
-            shutil.rmtree(cobs)
-            shutil.copytree(kept, cobs)
-
-        return put_back
-
-    def signed(self) -> str:
-        """The signed refs, which is all that peers see."""
-        name = f"refs/namespaces/{self.nid}/refs/rad/sigrefs:refs"
-        return self.run("git", "-C", str(self.storage), "cat-file", "blob", name).stdout
-
-
-@pytest.fixture
-def bare() -> Iterator[Home]:
-    """An identity and a repository that is not registered yet; the path is short, for sockets."""
-    programs = parts.require_radicle()
-    top = Path(f"/tmp/ha-push-{uuid.uuid4().hex[:6]}")
-    path = f"{HELPER.parent}{os.pathsep}{programs}{os.pathsep}{os.environ['PATH']}"
-    who = {f"GIT_{role}_{what}": "t@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    made = Home(top, {"PATH": path, "HOME": str(top), "RAD_HOME": str(top / "rad"), "RAD_PASSPHRASE": "", **who})
-    (top / "rad").mkdir(parents=True)
-    try:
-        assert made.run("rad", "auth", "--alias", "t", "--stdin").returncode == 0
-        gate = GitGate(top / "repos")
-        gate.trusted("p")
-        new_repository(top / "source", {"a": b"1\n"}, message="first")
-        made.base = onto = gate.refresh("p", top / "source", "main")
-        gate.start_branch("p", "hyperagent/w", onto)
-        tree = gate._tree(gate.trusted("p"), onto)
-        for step in ("s1", "s2", "s3"):
-            onto = gate.commit("p", "hyperagent/w", onto, tree, message=step, trailers={}, when=WHEN).commit
-            made.commits += (onto,)
-        yield made
-    finally:
-        made.run("rad", "node", "stop")
-        shutil.rmtree(top, ignore_errors=True)
-
-
-@pytest.fixture
-def home(bare: Home) -> Home:
-    """The same, registered."""
-    code, said = bare.register()
-    assert code == 0, said
-    bare.rid, bare.nid = said["rid"], said["nid"]
-    return bare
+from tests.contract.rad_home import HELPER, Home
 
 
 def test_a_push_without_a_node_is_kept_and_says_so(home: Home) -> None:
@@ -200,7 +83,7 @@ def test_killed_before_rad_cached_the_revision_no_second_one_is_made(home: Home)
     assert home.heads() == list(home.commits[:2])
 
 
-@pytest.mark.parametrize("verb", [["archive"], ["label", "--add", "x"], ["comment", "--message", "hm"], ["ready", "--undo"]])
+@pytest.mark.parametrize("verb", [["label", "--add", "x"], ["comment", "--message", "hm"], ["ready", "--undo"]])
 def test_what_a_person_did_to_the_patch_survives_a_publish(home: Home, verb: list[str]) -> None:
     patch = home.publish(1)[1]["patch"]
     done = home.run("rad", "patch", verb[0], patch, *verb[1:], "--repo", home.rid, "--no-announce")
@@ -251,9 +134,9 @@ def test_an_older_head_is_found_and_moves_nothing_back(home: Home) -> None:
     assert home.own(f"heads/patches/{said['patch']}").read_text().strip() == home.commits[1]
 
 
-def test_nothing_to_propose_is_rejected(home: Home) -> None:
+def test_nothing_to_propose_has_its_own_outcome(home: Home) -> None:
     code, said = home.publish(1, heads=[home.base])
-    assert (code, said["outcome"]) == (6, "rejected")
+    assert (code, said["outcome"]) == (15, "nothing")
     assert "already included" in said["error"]
 
 
@@ -263,12 +146,10 @@ def test_a_commit_that_is_nowhere_is_rejected(home: Home) -> None:
 
 def test_a_held_lock_ends_in_its_own_exit_code(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     name = home.top / "rad" / "hyperagent" / f"{home.rid.removeprefix('rad:')}.lock"
-    text = (
-        HELPER.read_text().replace("LOCK_SECONDS, LEFTOVER", "_, LEFTOVER").replace("\nREJECTED", "\nLOCK_SECONDS = 1\nREJECTED")
-    )
+    text = HELPER.read_text().replace("LOCK_SECONDS, LEFTOVER", "_, LEFTOVER").replace("\nMARKS", "\nLOCK_SECONDS = 1\nMARKS")
     copy = home.top / "rad-push"
     copy.write_text(text)
-    monkeypatch.setattr("tests.contract.test_rad_push.HELPER", copy)
+    monkeypatch.setattr("tests.contract.rad_home.HELPER", copy)
     copy.chmod(0o755)
     with name.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -309,7 +190,7 @@ def test_another_history_under_the_same_name_is_rejected(home: Home) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "word"),
-    [({"rid": "rad:q"}, "rid"), ({"heads": []}, "heads"), ({"title": "a\nb"}, "title"), ({"key": "ü"}, "key")],
+    [({"rid": "rad:q"}, "rid"), ({"heads": []}, "heads"), ({"title": "a\0b"}, "title"), ({"key": "ü"}, "key")],
 )
 def test_a_wrong_spec_names_the_field(home: Home, spec: dict[str, object], word: str) -> None:
     code, said = home.publish(1, **spec)
@@ -333,7 +214,7 @@ def test_a_person_pushes_a_branch_with_rad_push(home: Home) -> None:
     home.run("git", "reset", "-q", "--hard", "HEAD~1", cwd=checkout)
     home.run("git", "commit", "--allow-empty", "-qm", "another", cwd=checkout)
     done = home.run(str(HELPER), "--json", cwd=checkout)
-    assert done.returncode == 6, done.stdout
+    assert done.returncode == 10, done.stdout
     assert home.push("registration", rid=home.rid)[1]["head"] == head
 
 

@@ -181,7 +181,7 @@ def test_one_path_is_one_project(host: Host) -> None:
     assert host.request("GET", "/api/v1/projects/twice")[0] == 404
 
 
-def test_a_repository_that_vanished_and_a_node_that_stopped_refuse_workflows_within_seconds(host: Host, peer: Peer) -> None:
+def test_a_repository_that_vanished_refuses_workflows_within_seconds(host: Host, peer: Peer) -> None:
     host.register_example("vanishing")
     rid = host.json("project", "show", "vanishing")["remote"]
     storage = host.home / "radicle" / "storage" / rid.removeprefix("rad:")
@@ -213,3 +213,23 @@ def test_health_tells_node_identity_and_peers(host: Host, peer: Peer) -> None:
     assert "in order" in text
     assert peer.did.removeprefix("did:key:") in text
     assert "hyperagent health radicle" in host.cli("health", "radicle", "--help").stdout
+
+
+def test_a_node_that_stopped_is_told_with_its_identity_and_refuses_workflows_and_projects(host: Host, peer: Peer) -> None:
+    node = parts.require_docker().containers.get(f"ha-radicle-{(host.home / 'instance').read_text().strip()}")
+    node.stop(timeout=5)
+    try:
+        done = host.cli("health", "radicle", check=False)
+        assert done.returncode == 5
+        assert "does not answer" in done.stdout
+        assert f"did:key:{peer.host_nid}" in done.stdout
+        began = time.monotonic()
+        status, said = host.request("POST", "/api/v1/workflows", {"project": "example", "plan": plan_of([{"id": "a"}])})
+        assert (status, time.monotonic() - began < 10) == (503, True), said
+        status, said = host.request("POST", "/api/v1/projects", {"name": "none", "source": NOBODY_HAS})
+        assert status == 503, said
+        assert "does not answer" in said["errors"][0]["message"]
+        assert host.request("GET", "/api/v1/projects/none")[0] == 404
+    finally:
+        node.start()
+    until(lambda: host.cli("health", "radicle", check=False).returncode == 0)

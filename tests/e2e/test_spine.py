@@ -65,7 +65,8 @@ def test_two_steps_end_as_two_commits_on_one_patch(finished: dict[str, Any]) -> 
     commits = [step["commit"] for step in finished["steps"]]
     assert len(set(commits)) == 2
     assert finished["patch"]["head"] == commits[-1]
-    assert [event["kind"] for event in finished["patch"]["events"]] == ["opened", "revised"]
+    assert [event["kind"] for event in finished["patch"]["events"]] == ["opened", "reviewed", "revised", "reviewed"]
+    assert [review["state"] for review in finished["patch"]["reviews"]] == ["posted", "posted"]
 
 
 def test_every_part_was_the_real_one(finished: dict[str, Any]) -> None:
@@ -167,7 +168,7 @@ def test_killing_the_worker_in_the_middle_of_step_two_leaves_one_patch_and_two_c
     commits = [step["commit"] for step in workflow["steps"]]
     assert [len(step["attempts"]) for step in workflow["steps"]] == [1, 2]
     assert len(set(commits)) == 2
-    assert [event["kind"] for event in workflow["patch"]["events"]] == ["opened", "revised"]
+    assert [event["kind"] for event in workflow["patch"]["events"]] == ["opened", "reviewed", "revised", "reviewed"]
     log = _branch_log(host, workflow)
     assert log == commits
 

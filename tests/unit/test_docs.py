@@ -11,10 +11,11 @@ import pytest
 
 from hyperagent_api.cli import output
 from hyperagent_api.cli.main import main
-from hyperagent_common import events, states
+from hyperagent_common import errors, events, states
 from hyperagent_common.models import Base
 from hyperagent_common.settings import Settings, env_name
-from hyperagent_tasks.failpoints import NAMES
+from hyperagent_tasks.failpoints import NAMES, PUSH_NAMES
+from hyperagent_tasks.radicle import outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,33 @@ def test_the_readmes_first_two_blocks_are_the_two_commands() -> None:
 def test_the_failpoints_are_those_the_code_passes() -> None:
     code = "".join(p.read_text() for p in (ROOT / "hyperagent_tasks").glob("*.py"))
     assert set(re.findall(r'failpoint\("(\w+)"\)', code)) == set(NAMES)
+
+
+def test_the_points_inside_rad_push_are_those_it_passes() -> None:
+    assert set(re.findall(r'point\("(\w+)"\)', text("images/radicle/rad-push"))) == set(PUSH_NAMES)
+
+
+def test_every_outcome_of_rad_push_is_documented_with_its_class_and_retry_rule() -> None:
+    codes = re.search(r"^CODES = \((.*?)^\)", text("images/radicle/rad-push"), re.M | re.S)
+    assert codes
+    names = re.findall(r'"([a-z-]+)"', codes[1])
+    assert set(names) == {"ok", "error", *outcomes.OUTCOMES}
+    rows = []
+    for name, kind in outcomes.OUTCOMES.items():
+        kept = name in outcomes.KEPT and name != "node-down"
+        rule = "the push is kept, and announced again by itself" if kept else outcomes.retry_rule(kind)
+        rows.append(f"| `{name}` | {names.index(name)} | {kind.__name__} | `{kind.type}` | {rule} |")
+    told = text("docs/radicle.md").splitlines()
+    assert [row for row in rows if row not in told] == []
+    for name in names[2:]:
+        assert name.partition("-")[0] in re.search(r"Exit codes:.*?storage\.", text("images/radicle/rad-push"), re.S)[0]  # type: ignore[index]
+
+
+def test_every_error_is_in_the_tree_of_its_docstring() -> None:
+    tree = str(errors.__doc__)
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.HyperagentError):
+            assert re.search(rf"\b{name}\b", tree), name
 
 
 def test_git_is_spawned_nowhere_but_in_the_git_gateway() -> None:
