@@ -114,3 +114,15 @@ MOSTLY_A = [Choice("a", "p/1"), Choice("a", "q/1"), Choice("a", "q/2"), Choice("
 @pytest.mark.parametrize(("at", "models"), [(0, ("q/1", "q/2")), (1, ("q/2",)), (2, ()), (3, ()), (4, ())])
 def test_the_gateway_may_move_a_run_to_the_models_of_its_cli_that_follow_at_once(at: int, models: tuple[str, ...]) -> None:
     assert fallback.of_same_cli(MOSTLY_A, at) == models
+
+
+def test_publish_is_false_where_the_project_or_the_plan_says_so() -> None:
+    assert choices.settle(BASE).publish
+    assert not choices.settle(BASE, {"publish": False}, {"publish": True}).publish
+    assert not choices.settle(BASE, {}, {"publish": False}, {}).publish
+
+
+def test_publish_is_no_matter_of_a_planner_task_and_is_true_or_false() -> None:
+    assert [f.field for f in choices.faults({"publish": "no"}, "settings.")] == ["settings.publish"]
+    assert [f.field for f in choices.faults({"publish": False}, "tasks[0].metadata.")] == ["tasks[0].metadata.publish"]
+    assert choices.faults({"publish": False}, "settings.") == []
