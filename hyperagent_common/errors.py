@@ -18,6 +18,7 @@ HyperagentError
 │   ├── IntakeRefused          what came out of the sandbox breaks the tree policy or a limit
 │   ├── ForgeRefused           the forge will never take this (not registered, wrong key, rejected)
 │   └── NotReady               a part that is needed is missing on this host
+│       └── OtherVersion       the database's schema is another version's
 └── Refused                    policy, approval, cancelled, lost lease: ends quietly in a state, no alarm
     ├── LeaseLost              somebody else holds the step now
     ├── BudgetSpent            a budget is used up: the workflow pauses and asks
@@ -179,6 +180,12 @@ class NotReady(Permanent):
 
     status = 503
     type = "not-ready"
+
+
+class OtherVersion(NotReady):
+    """The database's schema is another version's: this program must not write to it."""
+
+    type = "other-version"
 
 
 class Refused(HyperagentError):

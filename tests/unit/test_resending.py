@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 
 from hyperagent_common import db, events, queue
-from hyperagent_common.errors import NotReady, ProviderDown
+from hyperagent_common.errors import OtherVersion, ProviderDown
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import PlanDraft, Project, RunnerEvent, WorkflowStep
@@ -171,7 +171,7 @@ def test_a_worker_of_another_schema_claims_nothing(url: str, app: Sent) -> None:
     step = steps(url, submitted(url, app, LINE))["a"]
     with db.transaction(url) as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(NotReady, match="9999"):
+    with pytest.raises(OtherVersion, match="9999"):
         take(url, app, step)
     with db.transaction(url, reading=True) as session:
         assert session.get_one(WorkflowStep, step.id).state == StepState.QUEUED
