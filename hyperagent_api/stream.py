@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import flask
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from hyperagent_common import db, events
+from hyperagent_common.errors import BadInput, Fault
 from hyperagent_common.models import RunnerEvent, Workflow
 from hyperagent_common.states import WORKFLOW_ENDED
 
@@ -27,19 +28,25 @@ def response(chunks: Iterator[str]) -> flask.Response:
     return flask.Response(chunks, mimetype="text/event-stream", headers=headers)
 
 
-def health_events(url: str, standing: Callable[[], dict[str, Any]]) -> Iterator[str]:
-    """Every RunnerEvent from now on, and `standing()` every two seconds; ends after ten minutes."""
+def position(text: str) -> int:
+    """The id a client names to go on from. Raises `BadInput`."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise BadInput("The request is wrong.", faults=[Fault("Last-Event-ID", "must be a whole number")])
+    return int(text)
+
+
+def health_events(url: str, standing: Callable[[], dict[str, Any]], after: int = 0) -> Iterator[str]:
+    """Every RunnerEvent after `after` (0: from now on), and `standing()` every two seconds; ends after ten minutes."""
     yield "retry: 2000\n\n"
     began, again = time.monotonic(), 0.0
     with db.transaction(url, reading=True) as session:
-        after = session.scalar(select(func.max(RunnerEvent.id))) or 0
+        after = after or events.last_id(session)
     while time.monotonic() - began < LONGEST_SECONDS:
         if time.monotonic() >= again:
             again = time.monotonic() + STANDING_SECONDS
             yield f"event: health\ndata: {json.dumps(standing())}\n\n"
         with db.transaction(url, reading=True) as session:
-            wanted = select(RunnerEvent).where(RunnerEvent.id > after).order_by(RunnerEvent.id).limit(BATCH)
-            found = [events.view(e) for e in session.scalars(wanted)]
+            found = [events.view(entry) for entry in events.read_on(session, after, BATCH)[0]]
         for entry in found:
             after = entry["id"]
             yield f"id: {after}\nevent: {entry['kind']}\ndata: {json.dumps(entry)}\n\n"
@@ -53,12 +60,12 @@ def workflow_events(url: str, workflow_id: str, after: int) -> Iterator[str]:
     while time.monotonic() - began < LONGEST_SECONDS:
         with db.transaction(url, reading=True) as session:
             state = session.scalar(select(Workflow.state).where(Workflow.id == workflow_id))
-            wanted = select(RunnerEvent).where(RunnerEvent.workflow_id == workflow_id, RunnerEvent.id > after)
-            found = [events.view(e) for e in session.scalars(wanted.order_by(RunnerEvent.id).limit(BATCH))]
+            read, waiting = events.read_on(session, after, BATCH, RunnerEvent.workflow_id == workflow_id)
+            found = [events.view(entry) for entry in read]
         for entry in found:
             after, spoke = entry["id"], time.monotonic()
             yield f"id: {after}\nevent: {entry['kind']}\ndata: {json.dumps(entry)}\n\n"
-        if not found and state in WORKFLOW_ENDED:
+        if not found and not waiting and state in WORKFLOW_ENDED:
             yield f"event: end\ndata: {json.dumps({'state': state})}\n\n"
             return
         if time.monotonic() - spoke > PING_SECONDS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -13,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -116,9 +119,13 @@ class Supervisor:
         self.loaded, self.children, self.ending = loaded, children(loaded), False
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Until told to stop. Raises `Conflict` where another supervisor of this home runs."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        with _only(self.loaded):
+            self._run()
+
+    def _run(self) -> None:
         file = pid_file(self.loaded)
         file.write()
         try:
@@ -175,6 +182,19 @@ class Supervisor:
         say("stopped")
 
 
+@contextlib.contextmanager
+def _only(loaded: Settings) -> Iterator[None]:
+    """One supervisor a home: the lock ends with the process, however that ends."""
+    with (loaded.run_dir / "supervisor.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"HyperAgent is up, or starting, in {loaded.home} already.", mend="Look at `hyperagent status`."
+            ) from None
+        yield
+
+
 def _wait_for_socket(path: Path, child: Child) -> None:
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline and child.running():
@@ -206,7 +226,7 @@ def detach(loaded: Settings) -> None:
         )
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if process.poll() is not None and pid_file(loaded).pid() is None:  # else another `up` was quicker: wait for that
             raise NotReady(f"HyperAgent did not start: {_tail(log)}", mend=f"Look into {log.parent}.")
         if _answers(loaded):
             return

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from hyperagent_common import forge_models, patch_models, upkeep_models
-from hyperagent_common.errors import DependencyDown, NotReady
+from hyperagent_common.errors import DependencyDown, NotReady, OtherVersion
 from hyperagent_common.models import Base
 
 log = logging.getLogger(__name__)
@@ -128,11 +128,11 @@ def _head() -> str | None:
 
 
 def require_schema(session: Session) -> None:
-    """Raise `NotReady` where the schema is not this code's: code of another version must not write."""
+    """Raise `OtherVersion` where the schema is not this code's."""
     found = session.scalar(text("SELECT version_num FROM alembic_version"))
     if found != _head():
         mend = "Stop this host, and start it again with the version the others run."
-        raise NotReady(f"The database schema is at {found or 'nothing'}, this program's is {_head()}.", mend=mend)
+        raise OtherVersion(f"The database schema is at {found or 'nothing'}, this program's is {_head()}.", mend=mend)
 
 
 def check(url: str) -> None:

@@ -30,6 +30,7 @@ HyperagentError
 │   │   ├── PatchClosed        a person merged or archived the patch
 │   │   └── NothingToPropose   the default branch holds every commit already
 │   └── NotReady               a part that is needed is missing on this host
+│       └── OtherVersion       the database's schema is another version's
 └── Refused                    policy, approval, cancelled, lost lease: ends quietly in a state, no alarm
     ├── LeaseLost              somebody else holds the step now
     ├── BudgetSpent            a budget is used up: the workflow pauses and asks
@@ -263,6 +264,12 @@ class NotReady(Permanent):
 
     status = 503
     type = "not-ready"
+
+
+class OtherVersion(NotReady):
+    """The database's schema is another version's: this program must not write to it."""
+
+    type = "other-version"
 
 
 class Refused(HyperagentError):

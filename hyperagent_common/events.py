@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import Boolean, ColumnElement, literal_column, select, true
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db
@@ -86,6 +87,37 @@ def record(
     session.add(entry)
     db.after_commit(session, lambda: log.info(kind.value, extra=view(entry)))
     return entry
+
+
+_SETTLED = "age(runner_event.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)"
+
+
+def read_on(session: Session, after: int, most: int, *where: ColumnElement[bool]) -> tuple[list[RunnerEvent], bool]:
+    """Events after the id `after`, in order, and whether more are there that must wait.
+
+    PostgreSQL gives ids when rows are written, not when they are committed: a reader that went past an id whose row comes
+    later would never see it. So an event waits until every transaction older than its own has ended.
+    """
+    settled: ColumnElement[bool] = literal_column(_SETTLED, Boolean) if _is_postgres(session) else true()
+    wanted = select(RunnerEvent, settled).where(RunnerEvent.id > after, *where).order_by(RunnerEvent.id).limit(most)
+    found: list[RunnerEvent] = []
+    for entry, safe in session.execute(wanted):
+        if not safe:
+            return found, True
+        found.append(entry)
+    return found, False
+
+
+def last_id(session: Session) -> int:
+    """The id to read on from, for who wants to know only what comes."""
+    newest = select(RunnerEvent.id).order_by(RunnerEvent.id.desc()).limit(1)
+    if _is_postgres(session):
+        newest = newest.where(literal_column(_SETTLED, Boolean))
+    return session.scalar(newest) or 0
+
+
+def _is_postgres(session: Session) -> bool:
+    return session.get_bind().dialect.name == "postgresql"
 
 
 def view(entry: RunnerEvent) -> dict[str, Any]:

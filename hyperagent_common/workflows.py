@@ -9,7 +9,8 @@ from datetime import datetime
 
 from celery import Celery
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm.attributes import set_committed_value
 
 from hyperagent_common import db, events, models, patches, queue, states
 from hyperagent_common.errors import BadInput, Conflict, Fault, NotFound
@@ -122,9 +123,9 @@ def locked(session: Session, workflow_id: str) -> Workflow:
     if found is None:
         raise NotFound(f"There is no workflow {workflow_id!r}.")
     steps = select(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id).order_by(WorkflowStep.position)
-    locking = steps.with_for_update(key_share=True).execution_options(populate_existing=True)
-    session.scalars(locking).all()
-    session.expire(found, ["steps"])
+    locking = steps.with_for_update(key_share=True).options(selectinload(WorkflowStep.planner_task))
+    rows = session.scalars(locking.execution_options(populate_existing=True)).all()
+    set_committed_value(found, "steps", list(rows))
     return found
 
 

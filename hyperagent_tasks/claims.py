@@ -76,7 +76,7 @@ class StepTaken(Exception):
 
 
 def take(url: str, app: Celery, step_id: str, generation: int, worker: str, lease: float) -> Claim:
-    """Claim a step, or raise `StepTaken`; `NotReady` where the schema is not this code's.
+    """Claim a step, or raise `StepTaken`; `OtherVersion` where the schema is not this code's.
 
     A step whose budget is spent becomes a dead letter instead.
     """
@@ -146,8 +146,7 @@ def fenced(url: str, claim: Claim, *, whole: bool = False) -> Iterator[tuple[Ses
     `whole=True` locks the workflow too (first, as everybody does), for what is decided about all of its steps.
     """
     with db.transaction(url) as session:
-        if whole:
-            workflows.locked(session, claim.workflow_id)
+        _whole = workflows.locked(session, claim.workflow_id) if whole else None  # kept: the session holds rows weakly
         ours = (WorkflowStep.id == claim.step_id, WorkflowStep.fence == claim.fence, WorkflowStep.state == StepState.RUNNING)
         locking = select(WorkflowStep).where(*ours).with_for_update(key_share=True)
         step = session.scalar(locking.execution_options(populate_existing=True))

@@ -144,9 +144,7 @@ def _owner(parts: Parts, held: Held, seconds: float) -> Owner:
     return Owner(instance(parts.settings), held.id, held.id, held.id, held.fence, until)
 
 
-def _asked(
-    parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path, root: Path, number: int, lease: Keeper
-) -> str:
+def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path, root: Path, number: int, lease: Keeper) -> str:
     """The final text of the first planner, which the gateway may move to further models of its CLI.
 
     Raises `AgentFailed`, `LeaseLost`.

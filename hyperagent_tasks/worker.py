@@ -9,7 +9,7 @@ from celery import Task, signals
 from celery.exceptions import Ignore
 
 from hyperagent_common import db, queue, settings, telemetry, workflows
-from hyperagent_common.errors import BadSettings, Transient
+from hyperagent_common.errors import BadSettings, DependencyDown, NotReady, OtherVersion, Transient
 from hyperagent_tasks import catchup, heartbeat, planning, projects, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
@@ -47,6 +47,10 @@ def run_step(task: Task, step_id: str, generation: int) -> None:
         log.info("step.refused", extra={"step_id": step_id, "generation": generation, "done": taken.done})
         if not taken.done:
             raise Ignore() from taken
+    except OtherVersion as error:
+        log.error("worker.other_version", extra={"error": str(error)})
+        app.control.shutdown(destination=[task.request.hostname])
+        raise Ignore() from error
 
 
 @app.task(name=queue.ADVANCE, bind=True, max_retries=10, **RETRY)
@@ -96,6 +100,17 @@ def _child(**_: object) -> None:
     """Connections do not cross a fork."""
     PARTS.forget_connections()
     db.engine(SETTINGS.db_url).dispose(close=False)
+
+
+@signals.celeryd_init.connect
+def _same_version(**_: object) -> None:
+    """A worker of another version than the database's schema does not start; one that finds no database waits for it."""
+    try:
+        db.check(SETTINGS.db_url)
+    except NotReady as error:
+        raise SystemExit(str(error)) from error
+    except DependencyDown as error:
+        log.warning("database.down", extra={"error": str(error)})
 
 
 @signals.celeryd_after_setup.connect

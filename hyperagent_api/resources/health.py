@@ -7,7 +7,7 @@ from typing import Any
 
 import flask
 from flask_smorest import Blueprint
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from hyperagent_api import problems, readiness, stream
@@ -15,9 +15,10 @@ from hyperagent_api.app import orm
 from hyperagent_common import db
 from hyperagent_common import events as runner_events
 from hyperagent_common.errors import HyperagentError
-from hyperagent_common.models import DeadLetter, RunnerEvent, Worker, WorkflowStep
+from hyperagent_common.models import DeadLetter, RunnerEvent, Worker, Workflow, WorkflowStep
 from hyperagent_common.settings import Settings
-from hyperagent_common.states import StepState
+from hyperagent_common.states import StepState, WorkflowState
+from hyperagent_common.upkeep_models import Reconciler
 
 blueprint = Blueprint("health", __name__, description="How this HyperAgent is")
 RECENT = 50
@@ -51,7 +52,7 @@ def ready() -> Any:
 @blueprint.route("/api/health/workflows")
 @blueprint.response(200, {"type": "object"})
 def workflows() -> Any:
-    """Queue depth, oldest queued age in seconds, stuck steps, workers with heartbeat and faults, dead letters, events."""
+    """Queue depth, oldest queued age in seconds, stuck steps, dead letters, workers and reconcilers, recent events."""
     settings: Settings = flask.current_app.extensions["settings"]
     orm.session.remove()
     with db.transaction(settings.db_url, reading=True) as session:
@@ -61,33 +62,36 @@ def workflows() -> Any:
 @blueprint.route("/api/health/workflows/stream")
 @blueprint.response(200, {"type": "string"}, content_type="text/event-stream")
 def follow() -> flask.Response:
-    """The same as server-sent events: `health` every two seconds, and every RunnerEvent as it comes."""
+    """The same as server-sent events: `health` every two seconds, and every RunnerEvent as it comes (`Last-Event-ID`)."""
     settings: Settings = flask.current_app.extensions["settings"]
+    after = stream.position(flask.request.headers.get("Last-Event-ID", "0"))
     orm.session.remove()
 
     def standing() -> dict[str, Any]:
         with db.transaction(settings.db_url, reading=True) as session:
             return _standing(session, settings, recent=0)
 
-    return stream.response(stream.health_events(settings.db_url, standing))
+    return stream.response(stream.health_events(settings.db_url, standing, after))
 
 
 def _standing(session: Session, settings: Settings, recent: int = RECENT) -> dict[str, Any]:
     """How everything stands. Every query walks an index over what is open now, so a long history costs nothing."""
     now = db.now(session)
-    counts = {
-        str(state): session.scalar(_capped(select(WorkflowStep.id).where(WorkflowStep.state == state))) or 0
-        for state in (StepState.QUEUED, StepState.RUNNING)
-    }
-    queued = WorkflowStep.state == StepState.QUEUED
-    oldest = session.scalar(select(WorkflowStep.queued_at).where(queued).order_by(WorkflowStep.queued_at).limit(1))
-    open_letters = session.scalar(_capped(select(DeadLetter.id).where(DeadLetter.resolved_at.is_(None)))) or 0
+    queued = _steps(WorkflowStep.state == StepState.QUEUED, Workflow.state == WorkflowState.RUNNING)
+    oldest = session.scalar(queued.with_only_columns(WorkflowStep.queued_at).order_by(WorkflowStep.queued_at).limit(1))
     found: dict[str, Any] = {
-        "queue": counts,
+        "queue": {
+            "queued": _count(session, queued),
+            "running": _count(session, _steps(WorkflowStep.state == StepState.RUNNING)),
+        },
+        "held": _count(session, _steps(WorkflowStep.state == StepState.QUEUED, Workflow.state == WorkflowState.PAUSED)),
         "oldest_queued_seconds": (now - oldest).total_seconds() if oldest else None,
         "stuck": _stuck(session, now),
-        "dead_letters": open_letters,
+        "dead_letters": _count(session, select(DeadLetter.id).where(DeadLetter.resolved_at.is_(None))),
         "workers": [_worker(worker, now) for worker in readiness.known(session)],
+        "reconcilers": [
+            _reconciler(row, now) for row in session.scalars(select(Reconciler).order_by(Reconciler.id).limit(RECENT))
+        ],
     }
     if recent:
         entries = session.scalars(select(RunnerEvent).order_by(RunnerEvent.id.desc()).limit(recent))
@@ -95,28 +99,40 @@ def _standing(session: Session, settings: Settings, recent: int = RECENT) -> dic
     return found
 
 
-def _capped(query: Any) -> Any:
+def _steps(*where: ColumnElement[bool]) -> Select[tuple[str]]:
+    return select(WorkflowStep.id).join(Workflow).where(*where)
+
+
+def _count(session: Session, query: Select[tuple[str]]) -> int:
     """How many rows, counted up to `MOST`: more is told as that many."""
-    return select(func.count()).select_from(query.limit(MOST).subquery())
+    return session.scalar(select(func.count()).select_from(query.limit(MOST).subquery())) or 0
 
 
 def _stuck(session: Session, now: datetime) -> list[dict[str, Any]]:
     """Running steps whose worker has not renewed its lease in time, and those waiting for a dependency."""
-    silent = select(WorkflowStep).where(WorkflowStep.state == StepState.RUNNING, WorkflowStep.lease_until < now)
-    waiting = select(WorkflowStep).where(WorkflowStep.state == StepState.QUEUED, WorkflowStep.blocked_since.is_not(None))
+    kinds = {
+        "silent": (WorkflowStep.lease_until, (WorkflowStep.state == StepState.RUNNING, WorkflowStep.lease_until < now)),
+        "waiting": (
+            WorkflowStep.blocked_since,
+            (WorkflowStep.state == StepState.QUEUED, WorkflowStep.blocked_since.is_not(None)),
+        ),
+    }
     return [
         {
             "workflow_id": step.workflow_id,
             "step": step.key,
             "why": why,
             "worker": step.lease_owner,
-            "seconds": (now - since).total_seconds() if since else None,
+            "seconds": (now - since).total_seconds(),
             "reason": step.reason,
         }
-        for why, query in (("silent", silent), ("waiting", waiting))
-        for step in session.scalars(query.order_by(WorkflowStep.queued_at).limit(RECENT))
-        for since in [step.lease_until if why == "silent" else step.blocked_since]
+        for why, (began, where) in kinds.items()
+        for step, since in session.execute(select(WorkflowStep, began).where(*where).order_by(began).limit(RECENT))
     ]
+
+
+def _reconciler(row: Reconciler, now: datetime) -> dict[str, Any]:
+    return {"id": row.id, "last_seen_seconds": (now - row.last_seen).total_seconds(), "did": row.did}
 
 
 def _worker(worker: Worker, now: datetime) -> dict[str, Any]:

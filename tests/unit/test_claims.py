@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import select
 
-from hyperagent_common import db, plan, workflows
+from hyperagent_common import db, plan, settings, workflows
 from hyperagent_common.errors import AgentFailed, LeaseLost, ProviderDown
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import DeadLetter, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
@@ -274,9 +274,8 @@ def test_the_reconciler_sends_again_what_nobody_heard_of(url: str, app: Sent) ->
 
 
 class _Parts:
-    """Only what the reconciler asks of `Parts`."""
+    """Only what the reconciler asks of `Parts`; nobody answers at its broker."""
 
     def __init__(self, url: str, app: Celery) -> None:
         self.app = app
-        known = {"db_url": url, "requeue_after": 60, "retry_backoff_max": 60, "attempt_seconds": 600, "broker": "memory://"}
-        self.settings = type("S", (), known)()
+        self.settings = settings.load({"HYPERAGENT_HOME": "/nonexistent/h", "HYPERAGENT_DATABASE_URL": url})

@@ -1,0 +1,87 @@
+"""The API killed between its commit and the sending, a plan of 200 steps, and what each hand-over costs the database."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import event, select
+
+from hyperagent_common import db, queue, settings
+from hyperagent_common.models import Workflow, WorkflowStep
+from hyperagent_common.states import StepState, WorkflowState
+from hyperagent_tasks import claims, upkeep
+from tests.harness import ROOT
+from tests.unit.test_claims import Sent, _Parts, advance, app, state, steps, submitted, take, url
+
+__all__ = ["app", "url"]
+KILLED = """
+import os, signal
+from hyperagent_api.app import create_app
+from hyperagent_common import db, ids, models, queue, settings
+loaded = settings.load()
+with db.transaction(loaded.db_url) as session:
+    now = db.now(session)
+    session.add(models.Project(id=ids.new_id(), name="p", source="/x", default_branch="m", state="ready", created_at=now))
+queue.send_segment = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+tasks = [{"id": "a", "title": "a", "instructions": "a"}]
+plan = {"kind": "hyperagent/plan", "title": "t", "tasks": tasks}
+create_app(loaded).test_client().post("/api/v1/workflows", json={"project": "p", "plan": plan})
+"""
+WIDE = 200
+MOST_STATEMENTS = 40
+
+
+def test_an_api_killed_between_commit_and_sending_loses_nothing(tmp_path: Path, app: Sent) -> None:
+    url = f"sqlite:///{tmp_path / 'h.db'}"
+    db.upgrade(url)
+    env = {"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_DATABASE_URL": url, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", KILLED], env=env, cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    with db.transaction(url) as session:
+        step = session.scalars(select(WorkflowStep)).one()
+        assert (step.state, session.scalars(select(Workflow.state)).one()) == (StepState.QUEUED, WorkflowState.RUNNING)
+        step.sent_at = db.now(session) - timedelta(seconds=61)
+    assert upkeep.reconcile(_Parts(url, app))["resend"] == 1  # type: ignore[arg-type]
+    assert app.segments == [(step.workflow_id, [(step.id, 1)])]
+    claims.finish(url, app, take(url, app, step), "a" * 40)
+    assert upkeep.reconcile(_Parts(url, app))["advance"] == 1  # type: ignore[arg-type]
+    assert state(url, step.workflow_id) == WorkflowState.DONE
+
+
+def test_a_plan_of_200_steps_is_carried_out_and_a_step_costs_as_many_statements_as_in_a_small_one(url: str, app: Sent) -> None:
+    tasks = [{"id": "first"}, *[{"id": f"s{n}", "depends_on": ["first"]} for n in range(WIDE - 2)]]
+    tasks += [{"id": "last", "depends_on": [f"s{n}" for n in range(WIDE - 2)]}]
+    document = {"kind": "hyperagent/plan", "title": "t", "tasks": [{"title": "t", "instructions": "i", **t} for t in tasks]}
+    workflow_id = submitted(url, app, document)
+    rows = steps(url, workflow_id)
+    claims.finish(url, app, take(url, app, rows["first"]), "a" * 40)
+    advance(url, app, workflow_id)
+    assert len(app.segments) == WIDE - 1
+    said: list[str] = []
+    event.listen(db.engine(url), "before_cursor_execute", lambda *args: said.append(args[2]))
+    claims.finish(url, app, take(url, app, steps(url, workflow_id)["s0"]), "b" * 40)
+    advance(url, app, workflow_id)
+    assert len(said) < MOST_STATEMENTS, len(said)
+    for key, row in steps(url, workflow_id).items():
+        if row.state == StepState.QUEUED:
+            claims.finish(url, app, take(url, app, row), key[:1] * 40)
+    advance(url, app, workflow_id)
+    assert [links[0][0] for _, links in app.segments].count(rows["last"].id) == 1
+    claims.finish(url, app, take(url, app, steps(url, workflow_id)["last"]), "c" * 40)
+    advance(url, app, workflow_id)
+    assert state(url, workflow_id) == WorkflowState.DONE
+
+
+def test_the_depth_of_the_queue_is_told_where_the_broker_answers(redis_url: str, tmp_path: Path) -> None:
+    loaded = settings.load({"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_BROKER_URL": redis_url})
+    assert queue.depth(redis_url) == 0
+    celery = queue.make(loaded)
+    for _ in range(3):
+        queue.send_segment(celery, "w", [("s", 1)])
+    assert queue.depth(redis_url) == 3
+    celery.close()
+    assert queue.depth("redis://127.0.0.1:1/0") is None
+    assert queue.depth("memory://") is None
