@@ -235,6 +235,7 @@ def _close(
             "tokens": observed.input + observed.output,
             "cost": observed.cost,
             "answered": observed.answered,
+            "estimated": observed.estimated,
         }
         took = (result.finished_at - result.started_at).total_seconds()
         events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)

@@ -23,7 +23,9 @@ def decide(parts: Parts, step: StepSpec) -> None:
     parts.forge.check()
     if not step.rid:
         raise ForgeRefused(f"The project {step.project} is not registered on the forge.", mend="Register it again.")
-    requirements.ready(parts, step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else []))
+    wanted = step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else [])
+    priced = any(limit.usd is not None for limit in step.choices.budgets.values())
+    requirements.ready(parts, wanted, priced=priced)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
         attempt.sandbox, attempt.forge = parts.runner.name, parts.forge.name

@@ -29,12 +29,12 @@ def require(parts: Parts, choice: Choice) -> None:
     provider(parts, agent, choice.model)
 
 
-def ready(parts: Parts, wanted: Iterable[Choice]) -> None:
-    """As `require`, and the gateway knows each model. Raises `BadInput`, `NotReady`, `DependencyDown`."""
+def ready(parts: Parts, wanted: Iterable[Choice], *, priced: bool = False) -> None:
+    """As `require`, and the gateway knows each model, and its price where a budget of money counts it. Raises `BadInput`, `NotReady`, `DependencyDown`."""
     for choice in dict.fromkeys(wanted):
         require(parts, choice)
         dialect = parts.agent(choice.provider).dialect or ""
-        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model, dialect)
+        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model, dialect, priced=priced)
         if fault:
             raise NotReady(fault)
 

@@ -36,7 +36,7 @@ told = json.loads(sys.argv[1])
 made = {n: Provider(n, k, f"{told['base']}/{n}{told['suffix']}", Secret(told["key"]), prices={"m1": Price(2, 10, 0.5)})
         for n, k in told["kinds"].items()}
 made["replay"] = Provider("replay", "replay")
-times = {"head_timeout": 1.0, "idle_timeout": 1.0, "pause": 0.01, "patience": told["patience"]}
+times = {"head_timeout": 3.0, "idle_timeout": 2.0, "pause": 0.01, "patience": told["patience"], "beat": 0.5}
 asyncio.run(serve(GatewayConfig(Path(told["run_dir"]), made, (Path(told["scenarios"]),), **times)))
 """
 
@@ -64,6 +64,8 @@ class Upstream:
     def __init__(self, scripts: Mapping[str, Script | Sequence[Script]]) -> None:
         self.scripts, self.seen = scripts, list[bytes]()
         self.asked: dict[str, int] = {}
+        self.now = self.most = 0
+        self._lock = threading.Lock()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.base = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._over = threading.Event()
@@ -81,7 +83,7 @@ class Upstream:
                 threading.Thread(target=self._play, args=(connection,), daemon=True).start()
 
     def _play(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
+        with connection, suppress(OSError), self._counted():
             connection.settimeout(30)
             asked = _read_request(connection)
             self.seen.append(asked)
@@ -91,6 +93,18 @@ class Upstream:
                     connection.sendall(part)
                 else:
                     self._over.wait(part)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Keep `most`: how many were answered at once."""
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.now -= 1
 
     def _script(self, name: str) -> Script:
         count = self.asked[name] = self.asked.get(name, 0) + 1

@@ -13,16 +13,28 @@ MAX_BODY = 32 << 20
 SECONDS = 60.0
 
 
-async def read(request: web.Request) -> tuple[bytes, dict[str, Any] | None]:
-    """The body, unpacked to at most `MAX_BODY` bytes, and the JSON object it is, None where it is none."""
+class Unreadable(Exception):
+    """A body that is none, with the status and the words for the agent."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def read(request: web.Request) -> tuple[bytes, dict[str, Any]]:
+    """The body, unpacked to at most `MAX_BODY` bytes, and the JSON object it is. Raises `Unreadable`."""
+    packed = request.headers.get("Content-Encoding", "identity").lower()
+    if packed not in ("identity", "gzip"):
+        raise Unreadable(415, f"the body is packed as {packed[:40]!r}; send it plain or as gzip")
     try:
         raw = await asyncio.wait_for(request.read(), SECONDS)
-        if request.headers.get("Content-Encoding", "").lower() == "gzip":
-            raw = _unpacked(raw)
+        raw = _unpacked(raw) if packed == "gzip" else raw
         body = json.loads(raw)
-    except (ValueError, RecursionError, OSError, EOFError, TimeoutError, zlib.error):
-        return b"", None
-    return raw, body if isinstance(body, dict) else None
+    except (ValueError, RecursionError, OSError, EOFError, TimeoutError, zlib.error) as error:
+        raise Unreadable(400, "the body is not a JSON object") from error
+    if not isinstance(body, dict):
+        raise Unreadable(400, "the body is not a JSON object")
+    return raw, body
 
 
 def _unpacked(raw: bytes) -> bytes:

@@ -16,6 +16,8 @@ from hyperagent_tasks.gateway.grants import Grant, Run
 from hyperagent_tasks.gateway.purse import Purse
 
 KEEP_ENDED = 1000
+AT_ONCE = 8
+"""Requests of one run that are answered side by side; others wait with their bodies unread, so that memory is bounded."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Entry:
     run: Run
     purse: Purse
     under_way: set[asyncio.Task[Any]] = field(default_factory=set)
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 class Gateway:
@@ -81,8 +84,8 @@ class Gateway:
         for key in ended[:-KEEP_ENDED]:
             self._by_token.pop(self._by_run.pop(key).run.grant.token_sha256, None)
 
-    def fault(self, provider: str, model: str, dialect: str = "") -> str | None:
-        """Why this model cannot be used, with what to do, or None."""
+    def fault(self, provider: str, model: str, dialect: str = "", *, priced: bool = False) -> str | None:
+        """Why this model cannot be used (by a CLI of this dialect, within a budget in dollars), with what to do, or None."""
         known = self.config.providers.get(provider)
         if known is None:
             there = ", ".join(self.config.providers)
@@ -92,9 +95,11 @@ class Gateway:
                 f"The provider {provider!r} is of kind {known.kind}, and this agent CLI speaks {dialect}. "
                 f"Choose a provider or a CLI that fits."
             )
-        if known.kind != "replay":
-            return None if known.api_key else f"The provider {provider!r} has no key. Set its api_key or api_key_file."
-        return self._replay_fault(model)
+        if known.kind == "replay":
+            return self._replay_fault(model)
+        if not known.api_key:
+            return f"The provider {provider!r} has no key. Set its api_key or api_key_file."
+        return _unpriced(known, model) if priced else None
 
     def _replay_fault(self, model: str) -> str | None:
         try:
@@ -105,15 +110,13 @@ class Gateway:
 
     def grant_fault(self, grant: Grant) -> str | None:
         """Why a grant cannot be put in force: a model of it that cannot be used, or money nobody could count."""
-        for provider, model in grant.models:
-            fault = self.fault(provider, model) or _unpriced(self.config.providers[provider], model, grant.max_usd)
-            if fault:
-                return fault
-        return None
+        priced = grant.max_usd is not None
+        found = (self.fault(provider, model, priced=priced) for provider, model in grant.models)
+        return next((fault for fault in found if fault), None)
 
 
-def _unpriced(provider: Provider, model: str, usd: float | None) -> str | None:
-    if usd is None or provider.kind == "replay" or model in provider.prices:
+def _unpriced(provider: Provider, model: str) -> str | None:
+    if model in provider.prices:
         return None
     return (
         f"There is a budget in US dollars, and {provider.name}/{model} has no price. "

@@ -57,10 +57,12 @@ class GatewayClient:
         """What the gateway says of itself. Raises `DependencyDown`."""
         return self._ask("GET", "/health")
 
-    def fault(self, provider: str, model: str, dialect: str = "") -> str | None:
-        """Why `provider/model` cannot be used (by a CLI that speaks `dialect`), or None. Raises `DependencyDown`."""
+    def fault(self, provider: str, model: str, dialect: str = "", *, priced: bool = False) -> str | None:
+        """Why `provider/model` cannot be used (by a CLI that speaks `dialect`; within a budget in dollars), or None.
+        Raises `DependencyDown`."""
         name = model.partition("/")[2] if model.startswith(f"{provider}/") else model
-        found = self._ask("POST", "/check", {"provider": provider, "model": name, "dialect": dialect})["fault"]
+        asked = {"provider": provider, "model": name, "dialect": dialect, "priced": priced}
+        found = self._ask("POST", "/check", asked)["fault"]
         return None if found is None else str(found)
 
     def open(self, grant: Grant) -> None:

@@ -50,6 +50,7 @@ class GatewayConfig:
     head_timeout: float = 150.0
     idle_timeout: float = 120.0
     patience: float = 30.0
+    beat: float = 10.0
     tries: int = 3
     pause: float = 1.0
     longest_pause: float = 30.0

@@ -40,7 +40,7 @@ class _Control:
     async def check(self, request: web.Request) -> web.Response:
         asked = await request.json()
         said = (str(asked.get(key) or "") for key in ("provider", "model", "dialect"))
-        return web.json_response({"fault": self._gateway.fault(*said)})
+        return web.json_response({"fault": self._gateway.fault(*said, priced=bool(asked.get("priced")))})
 
     async def grant(self, request: web.Request) -> web.Response:
         try:

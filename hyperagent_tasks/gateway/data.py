@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from hyperagent_tasks.gateway import answering, bodies, calllog, purse, replay
+from hyperagent_tasks.gateway import answering, bodies, calllog, purse, reach, replay
 from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.dialects import ALL
 from hyperagent_tasks.gateway.dialects.base import Asked, Dialect
@@ -42,20 +42,28 @@ def _handler(gateway: Gateway, dialect: Dialect) -> Handler:
         if entry is None or entry.run.over:
             return _error(dialect, 401, UNKNOWN, "auth")
         with _cut_when_ended(entry):
-            raw, body = await bodies.read(request)
-            if body is None:
-                return _error(
-                    dialect, 400, "the body is not a JSON object, or is packed in an unknown way", "invalid_request_error"
-                )
-            asked = dialect.read(body, request.match_info)
-            refused = _refused(entry, dialect, asked, gateway)
-            if refused is not None:
-                return refused
-            if asked.counts:
-                return web.json_response(dialect.counted(max(1, purse.estimate(len(raw), 0).input)))
-            return await _answer(gateway, entry, request, dialect, asked, body, raw)
+            return await _handle(gateway, entry, request, dialect)
 
     return handle
+
+
+async def _handle(gateway: Gateway, entry: Entry, request: web.Request, dialect: Dialect) -> web.StreamResponse:
+    async with entry.places:
+        try:
+            raw, body = await bodies.read(request)
+        except bodies.Unreadable as error:
+            return _error(dialect, error.status, str(error), "invalid_request_error")
+        asked = dialect.read(body, request.match_info)
+        url = reach.named(body)
+        if url is not None:
+            told = f"a picture or file is named by its URL ({url[:80]}); send it whole, an agent has no network by any way"
+            return _error(dialect, 400, told, "invalid_request_error")
+        refused = _refused(entry, dialect, asked, gateway)
+        if refused is not None:
+            return refused
+        if asked.counts:
+            return web.json_response(dialect.counted(max(1, purse.estimate(len(raw), 0).input)))
+        return await _answer(gateway, entry, request, dialect, asked, body, raw)
 
 
 def _error(dialect: Dialect, status: int, message: str, kind: str) -> web.Response:

@@ -15,7 +15,8 @@ from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Usage
 from hyperagent_tasks.gateway.grants import Run
 from hyperagent_tasks.gateway.purse import Purse
 
-BEAT_SECONDS = 10.0
+BEAT = b"\n\n"
+"""Says nothing in every SSE parser there is; a comment would stop some of them."""
 MOST_HELD = 32 << 20
 
 
@@ -40,7 +41,7 @@ class Exchange:
     outlet: Outlet = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outlet = Outlet(self.request, self.config.patience)
+        self.outlet = Outlet(self.request, self.config.patience, self.config.beat)
 
     @property
     def config(self) -> GatewayConfig:
@@ -83,8 +84,8 @@ class Outlet:
     asked for again; and nothing that the agent would execute is given before its answer has ended well: a CLI that
     executes a call of a broken answer executes it twice."""
 
-    def __init__(self, request: web.Request, patience: float) -> None:
-        self._request, self.patience = request, patience
+    def __init__(self, request: web.Request, patience: float, beat: float) -> None:
+        self._request, self.patience, self._beat = request, patience, beat
         self._since = self._last = time.monotonic()
         self._held: list[bytes] = []
         self._size = 0
@@ -112,12 +113,12 @@ class Outlet:
 
     async def beat(self) -> None:
         """Say that the answer is under way, where the agent has waited for long."""
-        await self._give(b": under way\n\n" if time.monotonic() - self._last > BEAT_SECONDS else b"")
+        await self._give(BEAT if time.monotonic() - self._last > self._beat else b"")
 
-    async def _give(self, comment: bytes = b"") -> None:
+    async def _give(self, beat: bytes = b"") -> None:
         if not self.given and time.monotonic() - self._since < self.patience:
             return
-        await self._write(comment if self._calls else self._taken() + comment)
+        await self._write(beat if self._calls else self._taken() + beat)
 
     def _taken(self) -> bytes:
         taken, self._held, self._size = b"".join(self._held), [], 0

@@ -94,10 +94,10 @@ async def _stream(x: Exchange, said: Said, fault: dict[str, Any]) -> web.StreamR
     """The events as they come, but for calls: the outlet keeps them until the answer has ended."""
     x.outlet.patience = 0
     for index, event in enumerate(x.dialect.events(said)):
-        if index == fault.get("cut_after"):
-            raise Dropped("the stream was cut")
         if index == fault.get("stall_at"):
             await asyncio.sleep(fault["stall_s"])
+        if index == fault.get("cut_after"):
+            raise Dropped("the stream was cut")
         garbage = index == fault.get("malformed")
         await x.outlet.put(MALFORMED if garbage else event.block(), call=event.call and not garbage)
     return await x.outlet.end()

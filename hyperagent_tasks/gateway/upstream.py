@@ -23,6 +23,8 @@ from hyperagent_tasks.gateway.purse import estimate
 MAX_ERROR = 64 << 10
 MAX_WHOLE = 32 << 20
 MAX_STREAM = 128 << 20
+LINGER = 5.0
+"""How long a provider may take to close a stream whose answer has ended; what it tells of usage comes before."""
 CUT = "provider failed: cut stream"
 
 
@@ -54,7 +56,7 @@ async def _answer(x: Exchange, provider: Provider, model: str) -> web.StreamResp
 async def _send(x: Exchange, provider: Provider, model: str) -> aiohttp.ClientResponse:
     named = provider.upstream_model(model)
     accept = "text/event-stream" if x.asked.stream else "application/json"
-    headers = {"Accept": accept, "Accept-Encoding": "identity", **x.dialect.headers(provider.api_key.reveal())}
+    headers = {"Accept": accept, "Accept-Encoding": "identity", **x.dialect.headers(provider.api_key.reveal(), x.request.headers)}
     url = x.dialect.url(provider.base_url, named, x.asked.stream)
     sent = x.gateway.session.post(url, json=x.dialect.prepare(x.body, named), headers=headers, allow_redirects=False)
     reply: aiohttp.ClientResponse = await asyncio.wait_for(sent, x.config.head_timeout)
@@ -119,8 +121,9 @@ async def _stream(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> w
 async def _copy(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> str:
     """Copy the stream until it ends or breaks; returns how it ended. Raises `Gone`."""
     while True:
+        idle = min(x.config.idle_timeout, LINGER) if meter.ended else x.config.idle_timeout
         try:
-            data: Any = await ticking(reply.content.readany(), x.outlet, x.config.idle_timeout)
+            data: Any = await ticking(reply.content.readany(), x.outlet, idle)
         except (TimeoutError, aiohttp.ClientError) as error:
             return type(error).__name__
         try:

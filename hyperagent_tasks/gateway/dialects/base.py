@@ -104,13 +104,14 @@ class Dialect(Protocol):
         """An error in the middle of a stream, which ends it."""
 
     def prepare(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
-        """The request as it goes to the provider."""
+        """The request as it goes to the provider: with its name of the model, and without what would have the provider reach
+        out to others (hosted tools, remote tool servers) or back to what it keeps: a sandbox has no network by that way."""
 
     def url(self, base: str, model: str, stream: bool) -> str:
         """Where it goes there."""
 
-    def headers(self, key: str) -> dict[str, str]:
-        """The headers that carry the provider's key."""
+    def headers(self, key: str, asked: Mapping[str, str]) -> dict[str, str]:
+        """The headers that carry the provider's key, and those few of the agent's that a provider must see."""
 
     def usage(self, answer: Mapping[str, Any], before: Usage | None) -> Usage | None:
         """The usage after this event or whole answer, given what earlier events told; None where nothing was told yet."""
@@ -153,6 +154,11 @@ def text_of(content: object) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text", "")) for part in mappings(content))
+
+
+def without(body: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A copy of the body without these members."""
+    return {key: value for key, value in body.items() if key not in names}
 
 
 def newest(entries: object) -> Any:

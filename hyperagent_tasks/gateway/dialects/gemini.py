@@ -66,15 +66,19 @@ class Gemini:
         return Event(json.dumps(self.error(message, kind, 400)))
 
     def prepare(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
-        """The request as it is: the model stands in the path."""
-        return {key: value for key, value in body.items() if key != "model"}
+        """The model stands in the path; only functions of the agent are offered."""
+        sent = base.without(body, "model", "cachedContent")
+        if "tools" in sent:
+            declared = [tool.get("functionDeclarations") for tool in mappings(sent["tools"])]
+            sent["tools"] = [{"functionDeclarations": each} for each in declared if each]
+        return sent
 
     def url(self, base: str, model: str, stream: bool) -> str:
         """`base` is the host, as Google's own SDK has it; one that names the version is taken too."""
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
         return f"{base.removesuffix('/v1beta')}/v1beta/models/{quote(model, safe='')}:{method}"
 
-    def headers(self, key: str) -> dict[str, str]:
+    def headers(self, key: str, asked: Mapping[str, str]) -> dict[str, str]:
         """Google's own header."""
         return {"x-goog-api-key": key} if key else {}
 

@@ -9,6 +9,8 @@ from typing import Any
 from hyperagent_tasks.gateway.dialects import base
 from hyperagent_tasks.gateway.dialects.base import Asked, Event, Said, Usage, mapping, mappings, number, text_of
 
+CLIENT_TOOLS = ("function", "custom")
+
 
 class Chat:
     """`POST /v1/chat/completions`."""
@@ -67,8 +69,10 @@ class Chat:
         return Event(json.dumps(self.error(message, kind, 400)))
 
     def prepare(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
-        """The request with the provider's model name, usage asked for."""
-        sent = {**body, "model": model}
+        """Usage is asked for; what only a tool server of theirs could do is left out."""
+        sent = base.without(body, "web_search_options") | {"model": model}
+        if "tools" in sent:
+            sent["tools"] = [tool for tool in mappings(sent["tools"]) if tool.get("type") in CLIENT_TOOLS]
         if body.get("stream"):
             sent["stream_options"] = {**mapping(body.get("stream_options")), "include_usage": True}
         return sent
@@ -77,7 +81,7 @@ class Chat:
         """`base` includes the version, as OpenAI's own SDKs have it."""
         return f"{base}/chat/completions"
 
-    def headers(self, key: str) -> dict[str, str]:
+    def headers(self, key: str, asked: Mapping[str, str]) -> dict[str, str]:
         """A bearer token."""
         return {"Authorization": f"Bearer {key}"} if key else {}
 

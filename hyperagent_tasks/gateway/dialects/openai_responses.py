@@ -14,6 +14,9 @@ INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 CALL_TYPES = ("function_call", "custom_tool_call", "local_shell_call")
 
 
+CLIENT_TOOLS = ("function", "custom", "namespace", "local_shell", "apply_patch")
+
+
 class Responses:
     """`POST /v1/responses`."""
 
@@ -75,14 +78,17 @@ class Responses:
         return _event("response.failed", response={**failed, "error": {"code": kind, "message": message}})
 
     def prepare(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
-        """The request with the provider's model name."""
-        return {**body, "model": model}
+        """Nothing is stored there, and only what the agent itself executes is offered."""
+        sent = base.without(body, "previous_response_id", "conversation", "background", "prompt", "model", "store")
+        if "tools" in sent:
+            sent["tools"] = [tool for tool in mappings(sent["tools"]) if tool.get("type") in CLIENT_TOOLS]
+        return {**sent, "model": model, "store": False}
 
     def url(self, base: str, model: str, stream: bool) -> str:
         """`base` includes the version."""
         return f"{base}/responses"
 
-    def headers(self, key: str) -> dict[str, str]:
+    def headers(self, key: str, asked: Mapping[str, str]) -> dict[str, str]:
         """A bearer token."""
         return {"Authorization": f"Bearer {key}"} if key else {}
 
