@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 
 from hyperagent_common import db, queue, settings, telemetry, workflows
 from hyperagent_common.errors import BadSettings, Transient
-from hyperagent_tasks import heartbeat, planning, projects, steps, upkeep
+from hyperagent_tasks import heartbeat, planning, projects, requirements, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.parts import instance as this_host
@@ -88,8 +88,10 @@ def _child(**_: object) -> None:
 
 @signals.celeryd_after_setup.connect
 def _queues(sender: Any, instance: Any, **_: object) -> None:
-    """A worker that runs steps also takes those that only this host can finish."""
+    """A worker that runs steps also takes those that only this host can finish; it does not start without its agents."""
     if queue.STEPS in app.amqp.queues.consume_from:
+        if lacking := requirements.lacking(PARTS):
+            raise SystemExit(lacking)
         app.amqp.queues.select_add(queue.host_queue(this_host(SETTINGS)))
 
 
