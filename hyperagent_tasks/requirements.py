@@ -30,7 +30,8 @@ def require(parts: Parts, choice: Choice) -> None:
 
 
 def ready(parts: Parts, wanted: Iterable[Choice], *, priced: bool = False) -> None:
-    """As `require`, and the gateway knows each model, and its price where a budget of money counts it. Raises `BadInput`, `NotReady`, `DependencyDown`."""
+    """As `require`, and the gateway knows each model; `priced`: and its price, for a budget in dollars. Raises `BadInput`,
+    `NotReady`, `DependencyDown`."""
     for choice in dict.fromkeys(wanted):
         require(parts, choice)
         dialect = parts.agent(choice.provider).dialect or ""

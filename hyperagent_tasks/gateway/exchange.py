@@ -22,8 +22,9 @@ MOST_HELD = 32 << 20
 
 @dataclass
 class Exchange:
-    """A request and everything needed to answer it. For the books: `said` is what was answered, as text (bounded), `broken`
-    whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all its tries took."""
+    """A request and everything needed to answer it. For the books: `said` is what was answered (bounded), `text` its model's
+    words, `broken` whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all
+    its tries took."""
 
     request: web.Request
     gateway: Gateway
@@ -34,6 +35,7 @@ class Exchange:
     size: int
     number: int
     said: str = ""
+    text: str = ""
     at: int = 0
     broken: bool = False
     used: Usage = field(default_factory=Usage)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hyperagent_tasks.gateway.dialects.base import Dialect, Usage
 from hyperagent_tasks.gateway.failures import Failure, classify
+from hyperagent_tasks.gateway.grants import MAX_TEXT
 
 MAX_EVENT = 8 << 20
 MAX_SAID = 256 << 10
@@ -36,6 +37,7 @@ class Meter:
         self.ended = False
         self.failed: Failure | None = None
         self.said, self.size, self.heard = b"", 0, 0
+        self.text = ""
 
     @property
     def usage(self) -> Usage | None:
@@ -98,6 +100,7 @@ class Meter:
 
     def _read(self, answer: Mapping[str, Any]) -> bool:
         self._told = self._dialect.usage(answer, self._told)
+        self.text = (self.text + self._dialect.text(answer))[-MAX_TEXT:]
         told = self._dialect.told_error(answer)
         if told is not None:
             self.failed = Failure(classify(*told), told[1], told[0])

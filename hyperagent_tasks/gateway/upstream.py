@@ -103,13 +103,13 @@ async def _whole(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> we
     if meter.failed or not meter.ended:
         return meter.failed or Failure("transport", "the answer is not whole")
     meter.heard = len(raw)
-    x.said = raw[:MAX_SAID].decode("utf-8", "replace")
+    x.said, x.text = raw[:MAX_SAID].decode("utf-8", "replace"), meter.text
     return web.Response(body=x.gateway.redactor.scrub(raw), content_type="application/json")
 
 
 async def _stream(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> web.StreamResponse | Failure:
     cut = await _copy(x, reply, meter)
-    x.said = meter.said.decode("utf-8", "replace")
+    x.said, x.text = meter.said.decode("utf-8", "replace"), meter.text
     if meter.failed is None and meter.ended:
         return await x.outlet.end()
     failed = meter.failed or Failure("transport", f"the stream was cut: {cut}")
