@@ -129,7 +129,7 @@ def test_an_agent_that_goes_away_ends_its_request_at_the_provider_and_what_was_p
     wire = Wire(dialect)
     with rig.connected() as connection:
         connection.request("POST", f"/t/{token}{wire.path}", json.dumps(wire.body()))
-        assert until(lambda: rig.upstream.now > 0, 60)
+        assert until(lambda: f"{dialect}-begins" in rig.upstream.asked, 60)
     assert until(lambda: rig.client.observed(run).statuses != {}, 60)
     seen = rig.client.close(run)
     assert (seen.statuses, seen.failures, seen.input > 0) == ({"None": 1}, [], True)
