@@ -26,6 +26,7 @@ from hyperagent_common.settings import Settings
 
 SOCKET_LIMIT = 107
 STOP_SECONDS = {"api": 8.0, "watch": 5.0, "control": 10.0, "steps": 15.0, "gateway": 8.0, "redis": 8.0}
+NEVER = 3  # what the setup exits with where this host lacks what does not come by itself
 READY_SECONDS = 90.0
 
 
@@ -157,6 +158,8 @@ class Supervisor:
             timeout=120,
         )
         (self.loaded.run_dir / "setup.json").write_text(told.stdout.strip() or json.dumps({"error": told.stderr[-2000:]}))
+        if told.returncode == NEVER:
+            raise NotReady(str(json.loads(told.stdout)["error"]))
         say(f"parts: {told.stdout.strip()} {told.stderr.strip()}")
         for child in self.children:
             if not child.running() and not self.ending:

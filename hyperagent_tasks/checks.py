@@ -11,6 +11,7 @@ import redis
 from hyperagent_common import db
 from hyperagent_common.errors import DependencyDown, HyperagentError, NotReady
 from hyperagent_common.settings import Settings
+from hyperagent_tasks import requirements
 from hyperagent_tasks.parts import Parts
 
 MIN_FREE = 1 << 30
@@ -45,6 +46,7 @@ def run(parts: Parts) -> list[Check]:
         "storage": _storage,
         "sandbox": _sandbox,
         "gateway": _gateway,
+        "agent": _agent,
         "model": _model,
         "forge": _forge,
         "disk": _disk,
@@ -100,13 +102,17 @@ def _gateway(parts: Parts) -> str:
     return "answers"
 
 
+def _agent(parts: Parts) -> str:
+    agents = {choice.provider: parts.agent(choice.provider) for choice in requirements.of_deployment(parts)}
+    for agent in agents.values():
+        requirements.cli(parts, agent)
+    return ", ".join(f"{agent.name} {parts.agent_version(agent) or ''}".strip() for agent in agents.values())
+
+
 def _model(parts: Parts) -> str:
-    provider = parts.settings.agent_model.partition("/")[0]
-    dialect = parts.agent("auto").dialect or ""
-    fault = parts.gateway.fault(provider, parts.settings.agent_model, dialect)
-    if fault:
-        raise NotReady(fault)
-    return f"{parts.chosen.agent} with {parts.settings.agent_model}"
+    chosen = requirements.of_deployment(parts)
+    requirements.ready(parts, chosen)
+    return ", ".join(f"{parts.agent(choice.provider).name} with {choice.model}" for choice in chosen)
 
 
 def _forge(parts: Parts) -> str:

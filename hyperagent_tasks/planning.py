@@ -27,7 +27,7 @@ from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import place
 from hyperagent_tasks.runners.base import Mount, Owner, RunSpec
 from hyperagent_tasks.spec import Place
-from hyperagent_tasks.verdict import Malformed, only_object
+from hyperagent_tasks.verdict import Malformed, heard, only_object
 
 ASKS = 2
 SCHEMA = {
@@ -116,9 +116,9 @@ def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, 
     for number in range(1, ASKS + 1):
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
-        text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
+        prompt = "\n\n".join(filter(None, told))
         try:
-            return plans.parse(only_object(text))
+            return plans.parse(only_object(_asked(parts, held, chosen.of("planner"), prompt, ws, root, number, lease)))
         except Malformed as error:
             faults = f"- {error}"
         except BadInput as error:
@@ -188,7 +188,7 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
         session.add(row)
     if not outcome.ok:
         raise AgentFailed(f"The planner {agent.name} gave no answer: {outcome.sentence}")
-    return outcome.final_text
+    return heard(outcome.final_text, observed.text)
 
 
 def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Place, ws: Path) -> RunSpec:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hyperagent_common import db, forge_state
 from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady, Transient
 from hyperagent_common.models import Project, StepAttempt, Workflow
-from hyperagent_tasks import claims, handover, projects
+from hyperagent_tasks import claims, handover, projects, requirements
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
 from hyperagent_tasks.spec import StepSpec, Workdir
@@ -24,12 +24,9 @@ def decide(parts: Parts, step: StepSpec) -> None:
     parts.forge.check()
     if not step.rid:
         raise ForgeRefused(f"The project {step.project} is not registered on the forge.", mend="Register it again.")
+    wanted = step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else [])
     priced = any(limit.usd is not None for limit in step.choices.budgets.values())
-    for choice in step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else []):
-        agent = parts.agent(choice.provider)
-        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model, agent.dialect or "", priced=priced)
-        if fault:
-            raise NotReady(fault)
+    requirements.ready(parts, wanted, priced=priced)
     if step.commit is None:
         _publishable(parts, step)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):

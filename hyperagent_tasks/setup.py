@@ -7,11 +7,14 @@ import sys
 
 from hyperagent_common import settings, telemetry
 from hyperagent_common.errors import HyperagentError
+from hyperagent_tasks import requirements
 from hyperagent_tasks.parts import Parts
+
+NEVER = 3
 
 
 def main(argv: list[str]) -> int:
-    """Prints one JSON object: the chosen parts, or the error with its mend."""
+    """Prints one JSON object: the chosen parts, or the error with its mend; `NEVER` where it does not mend itself."""
     try:
         loaded = settings.load()
         telemetry.configure(loaded, "setup", stream=sys.stderr)
@@ -19,6 +22,10 @@ def main(argv: list[str]) -> int:
         if "--stop" in argv:
             parts.forge.stop()
             return 0
+        lacking = requirements.lacking(parts)
+        if lacking:
+            print(json.dumps({"error": lacking}))
+            return NEVER
         health = parts.forge.start()
     except HyperagentError as error:
         print(json.dumps({"error": error.message, "mend": error.mend}))

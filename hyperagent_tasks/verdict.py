@@ -109,6 +109,14 @@ def read(text: str, nonce: str) -> Verdict:
     return Verdict(decision, str(_plain(value["summary"])), findings)
 
 
+def heard(text: str, said: str) -> str:
+    """A CLI's final text, where it is what its model `said` at the gateway last. Raises `Malformed`: whatever the CLI runs could
+    write to its output, the nonce too."""
+    if "".join(text.split()) not in "".join(said.split()):
+        raise Malformed("its words are not those of its model")
+    return text
+
+
 def only_object(text: str) -> dict[str, Any]:
     """The JSON object a text consists of, or the only one it holds in a fenced block."""
     whole = _decoded(text.strip())

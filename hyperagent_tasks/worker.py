@@ -10,7 +10,7 @@ from celery.exceptions import Ignore
 
 from hyperagent_common import db, queue, settings, telemetry, workflows
 from hyperagent_common.errors import BadSettings, DependencyDown, NotReady, OtherVersion, Transient
-from hyperagent_tasks import catchup, heartbeat, planning, projects, steps, upkeep
+from hyperagent_tasks import catchup, heartbeat, planning, projects, requirements, steps, upkeep
 from hyperagent_tasks.claims import StepTaken
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.parts import instance as this_host
@@ -115,7 +115,9 @@ def _same_version(**_: object) -> None:
 
 @signals.celeryd_after_setup.connect
 def _queues(sender: Any, instance: Any, **_: object) -> None:
-    """A worker also takes what only this host can do."""
+    """A worker also takes what only this host can do; one that runs steps does not start without its agents."""
+    if queue.STEPS in app.amqp.queues.consume_from and (lacking := requirements.lacking(PARTS)):
+        raise SystemExit(lacking)
     for name in (queue.STEPS, queue.CONTROL):
         if name in app.amqp.queues.consume_from:
             app.amqp.queues.select_add(queue.host_queue(this_host(SETTINGS), name))

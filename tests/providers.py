@@ -161,7 +161,7 @@ class Rig:
     def connected(self) -> Iterator[http.client.HTTPConnection]:
         """A connection as an agent has it."""
         host = self.client.base_url(sandbox="process").removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=20)
+        connection = http.client.HTTPConnection(host, timeout=90)
         try:
             yield connection
         finally:

@@ -171,6 +171,7 @@ def scripts(dialect: str) -> dict[str, Script | Sequence[Script]]:
         "cut": [half],
         "error": [HEAD + good[0] + broken],
         "stalls-late": [HEAD + b"".join(good[:text]), 0.4, b"".join(good[text:end]), 30.0],
+        "begins": [HEAD + good[0], *([b": still here\n\n", 0.5] * 120)],
         "pauses": [HEAD + b"".join(good[:-1]), 1.6, good[-1]],
         "lingers": [HEAD + b"".join(good), 60.0],
         "endless-line": [HEAD + b"data: " + b"x" * (9 << 20)],

@@ -112,6 +112,9 @@ class Agent(Protocol):
     dialect: Dialect | None
     """How it speaks to the gateway; None where it never does."""
 
+    series: str
+    """The versions whose output it reads, as the beginning of a version; empty where it has none of its own."""
+
     def command(self, task: AgentTask) -> AgentCommand:
         """The command line and environment for this task; holds no real key."""
 

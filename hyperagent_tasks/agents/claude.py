@@ -116,6 +116,7 @@ class ClaudeAgent(CliAgent):
 
     name = "claude"
     dialect = "anthropic_messages"
+    series = "2.1"
     parsed_by = ClaudeParser
     environment = ENVIRONMENT
     setup = 'keep "$HOME/.claude/projects"'

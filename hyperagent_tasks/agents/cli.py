@@ -32,6 +32,7 @@ class CliAgent:
 
     name: ClassVar[str]
     dialect: ClassVar[Dialect]
+    series: ClassVar[str]
     parsed_by: ClassVar[type[CliParser]]
     setup: ClassVar[str] = ""
     environment: ClassVar[Mapping[str, str]] = {}

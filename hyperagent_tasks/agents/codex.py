@@ -105,6 +105,7 @@ class CodexAgent(CliAgent):
 
     name = "codex"
     dialect = "openai_responses"
+    series = "0.169"
     parsed_by = CodexParser
     prompt_limit = 1 << 20
     environment: Mapping[str, str] = {"RUST_LOG": "error"}

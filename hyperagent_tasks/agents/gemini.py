@@ -77,6 +77,7 @@ class GeminiAgent(CliAgent):
 
     name = "gemini"
     dialect = "gemini"
+    series = "0.61"
     parsed_by = GeminiParser
     environment: Mapping[str, str] = {
         "GEMINI_CLI_NO_RELAUNCH": "true",

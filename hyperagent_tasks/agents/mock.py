@@ -14,6 +14,7 @@ class MockAgent(OpencodeAgent):
     """The mock: in the runner image as `opencode-mock`, elsewhere this package's own file."""
 
     name = "mock"
+    series = ""
 
     def program(self) -> list[str]:
         """What runs the mock."""

@@ -37,6 +37,7 @@ class NullAgent:
 
     name = "null"
     dialect: Dialect | None = None
+    series = ""
 
     def __init__(self, *, wrapped: bool = False) -> None:
         self._wrapped = wrapped

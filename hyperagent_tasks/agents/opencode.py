@@ -110,6 +110,7 @@ class OpencodeAgent(CliAgent):
 
     name = "opencode"
     dialect = "openai_chat"
+    series = "1.18"
     parsed_by = OpencodeParser
     environment = ENVIRONMENT
     setup = 'keep "${XDG_DATA_HOME:-$HOME/.local/share}/opencode/log"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from functools import lru_cache
 
@@ -18,17 +19,17 @@ SECONDS = 20
 def of(settings: Settings, sandbox: str, agent: Agent) -> str | None:
     """The version, None where nobody says."""
     if sandbox == "docker":
-        return _labelled(settings.runner_image, agent.name)
+        return (labels(settings.runner_image) or {}).get(f"hyperagent.{agent.name}")
     return _said(tuple(agent.probe()))
 
 
-@lru_cache(maxsize=8)
-def _labelled(image: str, name: str) -> str | None:
+def labels(image: str) -> dict[str, str] | None:
+    """The labels of an image, None where it or the engine is not there. Asked each time: an image may be built anew."""
     try:
-        found = docker.from_env(timeout=5).images.get(image).labels.get(f"hyperagent.{name}")
+        with contextlib.closing(docker.from_env(timeout=5)) as client:
+            return {str(name): str(value) for name, value in client.images.get(image).labels.items()}
     except (DockerException, requests.RequestException):
         return None
-    return None if found is None else str(found)
 
 
 @lru_cache(maxsize=8)

@@ -78,7 +78,7 @@ async def _tries(x: Exchange, at: int) -> web.StreamResponse | GaveUp:
                 return x.refusal(refused.status, refused.message, refused.kind)
             done = await _once(x, at)
         if isinstance(done, web.StreamResponse) and done.status < 400 and not x.broken:
-            x.run.observed.answer(f"{provider.name}/{model}")
+            x.run.observed.answer(f"{provider.name}/{model}", x.text if x.asked.tools else None)
         if not isinstance(done, Failure):
             return done
         tries += 1

@@ -22,8 +22,9 @@ MOST_HELD = 32 << 20
 
 @dataclass
 class Exchange:
-    """A request and everything needed to answer it. For the books: `said` is what was answered, as text (bounded), `broken`
-    whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all its tries took."""
+    """A request and everything needed to answer it. For the books: `said` is what was answered (bounded), `text` its model's
+    words, `broken` whether it ended in an error event, `at` by which of the grant's providers, `used` and `cost` what all
+    its tries took."""
 
     request: web.Request
     gateway: Gateway
@@ -34,6 +35,7 @@ class Exchange:
     size: int
     number: int
     said: str = ""
+    text: str = ""
     at: int = 0
     broken: bool = False
     used: Usage = field(default_factory=Usage)
@@ -147,10 +149,11 @@ class Outlet:
         await response.write_eof()
         return response
 
-    def abort(self) -> None:
-        """Break the connection off, once what was written has left."""
+    def abort(self) -> web.StreamResponse:
+        """Break the connection off, once what was written has left; what is returned reaches nobody."""
         if self._request.transport is not None:
             self._request.transport.close()
+        return self._response or web.Response(status=502)
 
 
 async def ticking(awaitable: Any, outlet: Outlet, seconds: float) -> Any:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 MAX_FAILURES = 100
+MAX_TEXT = 64 << 10
 UNKNOWN = "unknown token"
 
 
@@ -55,7 +56,8 @@ class Grant:
 class Observed:
     """What the gateway saw of one agent run. `input` includes `cached`; `cost` is in US dollars, None where a price is
     unknown; `estimated` counts answers whose tokens nobody told; `mended` counts the failures that a whole answer followed;
-    `answered` counts those by provider/model, `switches` tells each move to the next provider."""
+    `answered` counts those by provider/model, `switches` tells each move to the next provider; `text` is what the model said
+    in its last answer of the conversation (its end, where that is long)."""
 
     requests: int = 0
     input: int = 0
@@ -69,6 +71,7 @@ class Observed:
     mended: int = 0
     answered: dict[str, int] = field(default_factory=dict)
     switches: list[dict[str, Any]] = field(default_factory=list)
+    text: str = ""
 
     def fail(self, kind: str, message: str, status: int | None = None) -> None:
         """Note a failure; at most `MAX_FAILURES` are kept."""
@@ -78,8 +81,9 @@ class Observed:
         entry = {"class": kind, "status": status, "message": message[:500], "request": self.requests}
         self.failures.append(entry)
 
-    def answer(self, model: str) -> None:
-        """Note a whole answer of `provider/model`."""
+    def answer(self, model: str, text: str | None = None) -> None:
+        """Note a whole answer of `provider/model`; its `text`, unless it was aside from the conversation, is the last."""
+        self.text = self.text if text is None else text[-MAX_TEXT:]
         self.answered[model] = self.answered.get(model, 0) + 1
         self.mended = len(self.failures)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hyperagent_tasks.gateway.dialects.base import Dialect, Usage
 from hyperagent_tasks.gateway.failures import Failure, classify
+from hyperagent_tasks.gateway.grants import MAX_TEXT
 
 MAX_EVENT = 8 << 20
 MAX_SAID = 256 << 10
@@ -25,7 +26,7 @@ class Block:
 
 class Meter:
     """Fed with a stream's bytes, or with a whole answer. `failed` is set at the first event that tells an error or is broken;
-    nothing is read after it."""
+    nothing is read after it. `size` counts bytes, `heard` those of whole events."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -35,7 +36,8 @@ class Meter:
         self._told: Usage | None = None
         self.ended = False
         self.failed: Failure | None = None
-        self.said, self.size = b"", 0
+        self.said, self.size, self.heard = b"", 0, 0
+        self.text = ""
 
     @property
     def usage(self) -> Usage | None:
@@ -79,7 +81,10 @@ class Meter:
         lines, self._lines, self._waiting = self._lines, [], 0
         data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
         call = self.take(data) if data else False
-        return None if self.failed else Block(b"".join(lines), call)
+        if self.failed:
+            return None
+        self.heard += len(data)
+        return Block(b"".join(lines), call)
 
     def take(self, data: bytes) -> bool:
         """Take the data of one event, or a whole answer; whether the agent would execute it."""
@@ -95,6 +100,7 @@ class Meter:
 
     def _read(self, answer: Mapping[str, Any]) -> bool:
         self._told = self._dialect.usage(answer, self._told)
+        self.text = (self.text + self._dialect.text(answer))[-MAX_TEXT:]
         told = self._dialect.told_error(answer)
         if told is not None:
             self.failed = Failure(classify(*told), told[1], told[0])

@@ -77,6 +77,7 @@ def _said(x: Exchange, script: scenario.Script) -> Said:
 
 
 async def _say(x: Exchange, provider: Provider, model: str, said: Said, fault: dict[str, Any]) -> web.StreamResponse:
+    x.text = said.text
     x.said = json.dumps({"text": said.text, "calls": [_shown(call) for call in said.calls]}, ensure_ascii=False)
     if x.asked.stream:
         response = await _stream(x, said, fault)

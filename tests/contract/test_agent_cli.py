@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hyperagent_tasks.agents.base import EndReason
+from hyperagent_tasks.verdict import heard
 from tests.contract.agent_bench import ALL, PROMPT, REAL, Bench, before, make, write_scenarios
 from tests.contract.test_gateway import CANARY, Served, start
 
@@ -52,8 +53,9 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, gateway: Served) -> It
 real = pytest.mark.parametrize("bench", REAL, indirect=True)
 
 
-def test_a_run_that_goes_well_changes_files_and_tells_its_tokens(bench: Bench) -> None:
-    ran = bench.run("good")
+@pytest.mark.parametrize("model", ["good", "up/good"])
+def test_a_run_that_goes_well_changes_files_and_tells_its_tokens(bench: Bench, model: str) -> None:
+    ran = bench.run(model)
     assert ran.outcome.ok, (ran.outcome, ran.result.stderr_tail)
     assert (ran.ws / "hello.txt").read_text() == "hi\n"
     assert (ran.outcome.usage.input, ran.outcome.usage.output, ran.observed.requests) == (200, 40, 2)
@@ -63,6 +65,7 @@ def test_a_run_that_goes_well_changes_files_and_tells_its_tokens(bench: Bench) -
     assert ran.events[-1].kind == "usage"
     assert ran.outcome.session_id
     assert ran.events[0].data["mock"] is bench.mock
+    assert heard(ran.outcome.final_text, ran.observed.text)
 
 
 def test_its_log_is_in_the_log_directory(bench: Bench) -> None:

@@ -204,8 +204,9 @@ def test_a_body_larger_than_the_limit_is_refused_unread(rig: Rig) -> None:
 
 
 def test_many_large_bodies_at_once_wait_for_their_turn(rig: Rig) -> None:
-    token, _ = rig.grant("good", max_requests=100)
-    body = request(padding="x" * (8 << 20))
+    (rig.home / "side.yaml").write_text("scenario: side\nscripts: {'*': {'*': {turns: [{text: x}]}}}\n")
+    token, _ = rig.grant("replay", model="side", max_requests=100)
+    body = request(model="side", padding="x" * (8 << 20))
     before, found = memory(rig), list[int]()
     threads = [threading.Thread(target=lambda: found.append(rig.post(token, body)[0])) for _ in range(24)]
     for thread in threads:
@@ -232,7 +233,7 @@ def test_many_large_bodies_at_once_wait_for_their_turn(rig: Rig) -> None:
 def test_no_trick_with_a_path_reaches_anything(rig: Rig, target: str) -> None:
     token, _ = rig.grant("good")
     asked = len(rig.upstream.seen)
-    assert rig.post(token, request(), target)[0] in (401, 404)
+    assert rig.post(token, request(), target)[0] in (400, 401, 404)
     assert len(rig.upstream.seen) == asked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hyperagent_tasks.gateway.grants import Observed
-from tests.providers import CANARY, TRIES, Rig, Upstream
+from tests.providers import CANARY, TRIES, Rig, Upstream, until
 from tests.shapes import GOOD, KEY_HEADER, KINDS, PATHS, REFUSALS, scripts
 from tests.wire import DIALECTS, HEADERS, Wire
 
@@ -121,6 +121,18 @@ def test_while_a_call_waits_for_its_answers_end_the_agent_sees_that_it_is_under_
     assert [line for line in text.split("\n") if line.strip()] == [
         line for line in b"".join(GOOD[dialect]).decode().split("\n") if line.strip()
     ]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_agent_that_goes_away_ends_its_request_at_the_provider_and_what_was_paid_is_booked(rig: Rig, dialect: str) -> None:
+    token, run = rig.grant(f"{dialect}-begins")
+    wire = Wire(dialect)
+    with rig.connected() as connection:
+        connection.request("POST", f"/t/{token}{wire.path}", json.dumps(wire.body()))
+        assert until(lambda: f"{dialect}-begins" in rig.upstream.asked, 60)
+    assert until(lambda: rig.client.observed(run).statuses != {}, 60)
+    seen = rig.client.close(run)
+    assert (seen.statuses, seen.failures, seen.input > 0) == ({"None": 1}, [], True)
 
 
 @pytest.mark.parametrize(("dialect", "kind"), [(d, kind) for d in DIALECTS for kind, _, _ in REFUSALS[d]])

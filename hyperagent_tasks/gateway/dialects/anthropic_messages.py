@@ -123,6 +123,10 @@ class Messages:
         """The last event, or a whole answer."""
         return answer.get("type") == "message_stop" or (answer.get("type") == "message" and bool(answer.get("stop_reason")))
 
+    def text(self, answer: Mapping[str, Any]) -> str:
+        """Pieces of text blocks, or the text of a whole answer."""
+        return str(mapping(answer.get("delta")).get("text") or "") + text_of(answer.get("content"))
+
     def calls(self, answer: Mapping[str, Any]) -> bool:
         """A block that is neither text nor thinking; its deltas follow it."""
         kind = mapping(answer.get("content_block")).get("type")

@@ -119,6 +119,9 @@ class Dialect(Protocol):
     def finished(self, answer: Mapping[str, Any]) -> bool:
         """Whether this event, or this whole answer, says how the answer ended."""
 
+    def text(self, answer: Mapping[str, Any]) -> str:
+        """The words of the model in this event, or in a whole answer."""
+
     def calls(self, answer: Mapping[str, Any]) -> bool:
         """Whether this event holds (a part of) a tool call."""
 

@@ -96,6 +96,12 @@ class Gemini:
         blocked = mapping(answer.get("promptFeedback")).get("blockReason")
         return bool(blocked) or any(c.get("finishReason") for c in mappings(answer.get("candidates")))
 
+    def text(self, answer: Mapping[str, Any]) -> str:
+        """The first candidate's, without its thoughts."""
+        first = next(iter(mappings(answer.get("candidates"))), {})
+        parts = mappings(mapping(first.get("content")).get("parts"))
+        return "".join(str(part["text"]) for part in parts if "text" in part and not part.get("thought"))
+
     def calls(self, answer: Mapping[str, Any]) -> bool:
         """A candidate that calls."""
         return any(_calls(mapping(c.get("content"))) for c in mappings(answer.get("candidates")))

@@ -97,6 +97,11 @@ class Chat:
         """A choice with its reason."""
         return any(choice.get("finish_reason") for choice in mappings(answer.get("choices")))
 
+    def text(self, answer: Mapping[str, Any]) -> str:
+        """The first choice's."""
+        first = next((c for c in mappings(answer.get("choices")) if not c.get("index")), {})
+        return text_of((mapping(first.get("delta")) or mapping(first.get("message"))).get("content"))
+
     def calls(self, answer: Mapping[str, Any]) -> bool:
         """A choice that calls, in the new words or the old."""
         found = [mapping(c.get("delta")) or mapping(c.get("message")) for c in mappings(answer.get("choices"))]

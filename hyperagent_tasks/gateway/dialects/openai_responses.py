@@ -104,6 +104,12 @@ class Responses:
         """The last event, or a whole answer."""
         return answer.get("type") in ENDS or answer.get("status") in ("completed", "incomplete")
 
+    def text(self, answer: Mapping[str, Any]) -> str:
+        """Whole messages: as they are done, or in a whole answer; what comes in pieces comes again as a whole."""
+        items = [mapping(answer.get("item"))] if answer.get("type") == "response.output_item.done" else []
+        items += mappings(answer.get("output"))
+        return "".join(text_of(item.get("content")) for item in items if item.get("type") == "message")
+
     def calls(self, answer: Mapping[str, Any]) -> bool:
         """An item that is no message and no reasoning."""
         kind = str(answer.get("type", ""))

@@ -1,0 +1,93 @@
+"""What a choice of agent and model needs before anything is spent: the CLI in its version, a provider that it can talk to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from hyperagent_common import choices
+from hyperagent_common.choices import Choice
+from hyperagent_common.errors import HyperagentError, NotReady
+from hyperagent_tasks.agents import versions
+from hyperagent_tasks.agents.base import Agent
+from hyperagent_tasks.gateway.config import SPEAKS
+from hyperagent_tasks.parts import Parts
+
+VERSION = re.compile(r"\d+(\.\d+)+")
+
+
+def of_deployment(parts: Parts) -> list[Choice]:
+    """Every agent that the settings of this host choose, each once."""
+    chosen = choices.settle(parts.settings.choices())
+    return list(dict.fromkeys([chosen.coder, chosen.verifier, chosen.planner, *chosen.fallback]))
+
+
+def require(parts: Parts, choice: Choice) -> None:
+    """Everything this choice needs that can be told without the gateway. Raises `BadInput`, `NotReady`."""
+    agent = parts.agent(choice.provider)
+    cli(parts, agent)
+    provider(parts, agent, choice.model)
+
+
+def ready(parts: Parts, wanted: Iterable[Choice], *, priced: bool = False) -> None:
+    """As `require`, and the gateway knows each model; `priced`: and its price, for a budget in dollars. Raises `BadInput`,
+    `NotReady`, `DependencyDown`."""
+    for choice in dict.fromkeys(wanted):
+        require(parts, choice)
+        dialect = parts.agent(choice.provider).dialect or ""
+        fault = parts.gateway.fault(choice.model.partition("/")[0], choice.model, dialect, priced=priced)
+        if fault:
+            raise NotReady(fault)
+
+
+def lacking(parts: Parts) -> str | None:
+    """What keeps this host from starting at all, with its mend. What may come by itself, such as an engine, does not."""
+    try:
+        _ = parts.chosen
+    except HyperagentError:
+        return None
+    try:
+        for choice in of_deployment(parts):
+            require(parts, choice)
+    except HyperagentError as error:
+        return f"{error.message} {error.mend}".strip()
+    return None
+
+
+def cli(parts: Parts, agent: Agent) -> None:
+    """The CLI is where agents run, in a version whose output the adapter reads. Raises `NotReady`."""
+    if not agent.series:
+        return
+    docker, image = parts.chosen.sandbox == "docker", parts.settings.runner_image
+    if docker and versions.labels(image) is None:
+        return  # no engine or no image: the check of the sandbox says so
+    found = VERSION.search(parts.agent_version(agent) or "")
+    place = f"in the image {image}" if docker else "on the PATH"
+    mend = "Build the image: `ops/parts runner-image`." if docker else f"Install {agent.name} {agent.series}."
+    if found is None:
+        raise NotReady(f"The agent CLI {agent.name} is not {place}.", mend=mend)
+    if not f"{found[0]}.".startswith(f"{agent.series}."):
+        raise NotReady(f"The agent CLI {agent.name} {place} is {found[0]}; its adapter reads {agent.series}.", mend=mend)
+
+
+def provider(parts: Parts, agent: Agent, model: str) -> None:
+    """The provider of `provider/model` is configured, has its key and is asked in the CLI's dialect. Raises `NotReady`."""
+    name = model.partition("/")[0]
+    if agent.dialect is None or name == "replay":
+        return
+    said = parts.settings.providers.get(name)
+    if said is None:
+        known = ", ".join(["replay", *parts.settings.providers])
+        raise NotReady(
+            f"The model provider {name!r} is not configured; known are: {known}.",
+            mend=f"Add [providers.{name}] to the settings, or mend WORKFLOW_AGENT_MODEL.",
+        )
+    speaks = SPEAKS.get(said["kind"])
+    if speaks is not None and agent.dialect not in speaks:
+        fitting = " or ".join(kind for kind, dialects in SPEAKS.items() if agent.dialect in dialects)
+        raise NotReady(
+            f"{agent.name} speaks {agent.dialect}, which the model provider {name!r} of kind {said['kind']} does not.",
+            mend=f"Choose a provider of kind {fitting} for {agent.name}, or another agent CLI for this model.",
+        )
+    if speaks is not None and not said["api_key"] and not said["api_key_file"]:
+        raise NotReady(f"The provider {name!r} has no key.", mend="Set its api_key or api_key_file.")
