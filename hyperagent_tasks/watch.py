@@ -32,7 +32,7 @@ class Watch:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.ended, self.stirred = parts, threading.Event(), threading.Event()
-        self.looked = -1e9
+        self.looked, self.rids = -1e9, frozenset[str]()
 
     def run(self) -> None:
         """Until told to stop."""
@@ -68,7 +68,7 @@ class Watch:
                     for event in happening:
                         if self.ended.is_set():
                             return
-                        if event.get("rid") or event.get("type"):
+                        if event.get("rid") in self.rids:
                             self.stirred.set()
             except HyperagentError as error:
                 log.info("watch.node_away", extra={"reason": error.message})
@@ -85,7 +85,9 @@ class Watch:
 
     def look_around(self) -> None:
         """One look at every project with triggers; one that cannot be looked at hides no other."""
-        for project in triggering.watched(self.parts):
+        found = triggering.watched(self.parts)
+        self.rids = frozenset(project.rid or "" for project in found)
+        for project in found:
             fired = self._quietly("scan", lambda p=project: triggering.scan(self.parts, p))  # type: ignore[misc]
             if fired:
                 log.info("trigger.started", extra={"project": project.name, "workflows": fired})
