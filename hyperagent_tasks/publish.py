@@ -55,7 +55,7 @@ def _intend(parts: Parts, step: StepSpec) -> PublishSpec:
     with claims.fenced(parts.settings.db_url, step.claim, whole=True) as (session, _row):
         workflow = session.get_one(Workflow, step.claim.workflow_id)
         head = workflow.head or ""
-        body = description.body(session, workflow, parts.settings.url)
+        body = description.body(session, workflow, parts.settings.url.rstrip("/"))
         patch = _patch(session, parts, step)
         digest = hashlib.sha256(body.encode()).hexdigest()
         if digest not in patch.bodies:

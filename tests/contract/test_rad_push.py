@@ -11,6 +11,7 @@ import time
 import pytest
 
 from hyperagent_tasks.gitgate import GitGate, new_repository
+from tests import parts
 from tests.contract.rad_home import HELPER, Home
 
 
@@ -216,6 +217,20 @@ def test_a_person_pushes_a_branch_with_rad_push(home: Home) -> None:
     done = home.run(str(HELPER), "--json", cwd=checkout)
     assert done.returncode == 10, done.stdout
     assert home.push("registration", rid=home.rid)[1]["head"] == head
+
+
+def test_rad_push_is_in_the_runner_image_and_says_one_json_line() -> None:
+    client = parts.require_docker()
+    made = client.containers.create(parts.require_runner_image(), ["rad", "push", "--json"], network_mode="none")
+    try:
+        made.start()
+        code = made.wait(timeout=60)["StatusCode"]
+        (line,) = made.logs(stderr=False).decode().splitlines()
+    finally:
+        made.remove(force=True)
+    said = json.loads(line)
+    assert (code, said["ok"], said["outcome"]) == (3, False, "not-registered")
+    assert said["mend"]
 
 
 def test_with_a_node_and_no_peer_it_is_announced(home: Home) -> None:

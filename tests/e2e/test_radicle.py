@@ -176,6 +176,41 @@ def test_a_node_killed_during_the_push_leaves_one_patch(host: Host, peer: Peer, 
     assert {path.name for path in made} == {ours["patch_id"]}
 
 
+def test_a_review_that_cannot_be_posted_stops_nothing_and_is_posted_later(host: Host) -> None:
+    reviewer = host.home / "radicle" / "hyperagent" / "reviewer"
+    aside = reviewer.with_name("aside")
+    reviewer.rename(aside)
+    reviewer.write_text("in the way")
+    try:
+        workflow = host.run(plan_of(TASKS))
+        assert workflow["state"] == "done", workflow["reason"]
+        assert {review["state"] for review in workflow["patch"]["reviews"]} == {"pending"}
+        assert {review["error_type"] for review in workflow["patch"]["reviews"]} == {"push-failed"}
+        assert "pending: " in host.cli("show", workflow["id"]).stdout
+    finally:
+        reviewer.unlink()
+        aside.rename(reviewer)
+    well(host, workflow)
+
+
+def test_a_reviewer_with_the_publishers_key_is_refused_and_stops_nothing(host: Host) -> None:
+    home = host.home / "radicle"
+    reviewer = home / "hyperagent" / "reviewer"
+    aside = reviewer.with_name("aside")
+    shutil.copytree(reviewer, aside, symlinks=True)
+    try:
+        shutil.copytree(home / "keys", reviewer / "keys", dirs_exist_ok=True)
+        workflow = host.run(plan_of(TASKS[:1]))
+        assert workflow["state"] == "done", workflow["reason"]
+        (review,) = workflow["patch"]["reviews"]
+        assert (review["state"], review["error_type"]) == ("refused", "push-rejected")
+        assert "publisher's" in review["reason"]
+        assert "patch.review_refused" in [event["kind"] for event in host.events(workflow["id"])]
+    finally:
+        shutil.rmtree(reviewer)
+        aside.rename(reviewer)
+
+
 @pytest.mark.parametrize(("how", "error_type"), [("stop", "no-peer"), ("pause", "sync-timed-out")])
 def test_what_an_unreachable_peer_missed_is_announced_by_itself(
     host: Host, peer: Peer, node: Any, how: str, error_type: str

@@ -106,3 +106,15 @@ def test_a_spent_budget_is_named_and_a_resume_gives_it_once_more() -> None:
     assert (found.scope, found.tokens) == ("workflow", 0)
     assert "120 tokens of 100" in str(found.spent)
     assert budget.left(limits, {"workflow": Spent(tokens=120, grants=1)}).tokens == 80
+
+
+def test_publish_is_false_where_the_project_or_the_plan_says_so() -> None:
+    assert choices.settle(BASE).publish
+    assert not choices.settle(BASE, {"publish": False}, {"publish": True}).publish
+    assert not choices.settle(BASE, {}, {"publish": False}, {}).publish
+
+
+def test_publish_is_no_matter_of_a_planner_task_and_is_true_or_false() -> None:
+    assert [f.field for f in choices.faults({"publish": "no"}, "settings.")] == ["settings.publish"]
+    assert [f.field for f in choices.faults({"publish": False}, "tasks[0].metadata.")] == ["tasks[0].metadata.publish"]
+    assert choices.faults({"publish": False}, "settings.") == []
