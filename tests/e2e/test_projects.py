@@ -187,7 +187,7 @@ def test_a_repository_that_vanished_refuses_workflows_within_seconds(host: Host,
     rid = host.json("project", "show", "vanishing")["remote"]
     storage = host.home / "radicle" / "storage" / rid.removeprefix("rad:")
     aside = host.home / "aside"
-    peer.pause()  # it would give the repository back
+    peer.stop()  # it would give the repository back
     try:
         storage.rename(aside)
         body = {"project": "vanishing", "plan": plan_of([{"id": "a"}])}
@@ -198,7 +198,7 @@ def test_a_repository_that_vanished_refuses_workflows_within_seconds(host: Host,
         assert "not in this host's storage" in refused["errors"][0]["message"]
         aside.rename(storage)
     finally:
-        peer.unpause()
+        peer.start()
     assert health(host, "vanishing")["reachable"]
     host.cli("project", "remove", "vanishing")
 
@@ -212,11 +212,12 @@ def test_health_tells_node_identity_and_peers(host: Host, peer: Peer) -> None:
     assert machine["node"]["since"]
     assert "0.23.0" in machine["node"]["version"]
     assert machine["identities"][0] == {"role": "publisher", "did": f"did:key:{peer.host_nid}", "alias": "hyperagent"}
-    assert [p["nid"] for p in machine["peers"] if p["connected"]] == [peer.did.removeprefix("did:key:")]
-    assert 0 <= machine["seconds"] < 10
+    nid = peer.did.removeprefix("did:key:")
+    until(lambda: nid in [p["nid"] for p in host.get("/api/health/radicle")["hosts"][0]["peers"] if p["connected"]])
+    assert 0 <= machine["seconds"] < 60
     text = host.cli("health", "radicle").stdout
     assert "in order" in text
-    assert peer.did.removeprefix("did:key:") in text
+    assert nid in text
     assert "hyperagent health radicle" in host.cli("health", "radicle", "--help").stdout
 
 
