@@ -11,8 +11,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from hyperagent_common import db, settings, telemetry
 from hyperagent_common.errors import HyperagentError
@@ -36,10 +37,8 @@ class Watch:
 
     def run(self) -> None:
         """Until told to stop."""
-        own = [threading.Thread(target=each, daemon=True) for each in (self._listen, self._look_around)]
-        if self.parts.forge.name == "radicle":
-            for thread in own:
-                thread.start()
+        for each in (self._listen, self._look_around):
+            threading.Thread(target=each, daemon=True).start()
         reported, pause = -1e9, max(OFTEN_SECONDS, self.parts.settings.heartbeat_seconds)
         while not self.ended.is_set():
             if self._asked() or time.monotonic() - reported >= pause:
@@ -63,6 +62,8 @@ class Watch:
         """Note that something happened; come back where the node went away."""
         while not self.ended.is_set():
             try:
+                if self.parts.forge.name != "radicle":
+                    return
                 with self.parts.forge.events() as happening:
                     self.stirred.set()  # nothing is told again: look at what came before
                     for event in happening:
@@ -88,14 +89,14 @@ class Watch:
         found = triggering.watched(self.parts)
         self.rids = frozenset(project.rid or "" for project in found)
         for project in found:
-            fired = self._quietly("scan", lambda p=project: triggering.scan(self.parts, p))  # type: ignore[misc]
+            fired = self._quietly("scan", partial(triggering.scan, self.parts, project))
             if fired:
                 log.info("trigger.started", extra={"project": project.name, "workflows": fired})
 
-    def _quietly(self, what: str, do: object) -> object:
+    def _quietly(self, what: str, do: Callable[[], object]) -> object:
         """What fails now is done again at the next look."""
         try:
-            return do()  # type: ignore[operator]
+            return do()
         except HyperagentError as error:
             log.warning("watch.failed", extra={"what": what, "reason": error.sentence})
         except Exception as error:  # the watch must outlive one strange answer of the forge
