@@ -26,6 +26,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}\Z")
 _DID = re.compile(r"did:key:z6Mk[1-9A-HJ-NP-Za-km-z]{44}\Z")
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_SLOW = re.compile(r"[*+}]\)+[*+{]|\([^()]*\|[^()]*\)[*+{]")
 _REPEATS = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\d*\})")
 
 
@@ -111,7 +112,7 @@ def _match(value: object, entry: Mapping[str, Any]) -> str:
         re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
         return f"is no regular expression: {error}"
-    return "repeats what repeats, such as (a+)+, which can take for ever" if re.search(r"[*+}]\)+[*+{]", value) else ""
+    return "repeats a repeat or a choice, such as (a+)+ or (a|b)*, which can take for ever" if _SLOW.search(value) else ""
 
 
 def _branch(value: object, entry: Mapping[str, Any]) -> str:

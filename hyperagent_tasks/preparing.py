@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from hyperagent_common import db, forge_state
-from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady, Transient
+from hyperagent_common.errors import DependencyDown, ForgeRefused, Transient
 from hyperagent_common.models import Project, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, projects, requirements
 from hyperagent_tasks.parts import Parts, instance

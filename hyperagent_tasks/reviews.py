@@ -111,7 +111,9 @@ def _failed(parts: Parts, patch_id: str, revision_id: str, error: HyperagentErro
                 continue
             row.next_at = None if final else moment + patches.wait(row.tries, s.retry_backoff, s.retry_backoff_max)
             row.state = ReviewState.REFUSED if final else ReviewState.PENDING
-            row.tries, row.error_type, row.reason = row.tries + 1, error.type, error.sentence
+            known, row.tries, row.error_type, row.reason = row.error_type, row.tries + 1, error.type, error.sentence
+            if known == error.type:  # told already
+                continue
             kind = EventKind.REVIEW_REFUSED if final else EventKind.REVIEW_WAITS
             step = session.get_one(WorkflowStep, row.step_id)
             events.record(session, kind, step=step, at=moment, error_type=error.type, reason=error.sentence[:1000])

@@ -79,8 +79,6 @@ def scan(parts: Parts, project: Project) -> list[str]:
         return []
     seen: dict[str, Any] = mark.seen or {}
     changed = [i for i, print_ in now.patches.items() if seen.get("patches", {}).get(i) != print_]
-    if not any(rule.on == COMMENT for rule in rules):
-        changed = []
     found = [*_pushes(now, seen.get("branches", {}), branches), *_comments(parts, rid, changed)]
     around = Around(now.delegates, tuple({*own, now.did}), mark.since if mark.seen is None else None)
     fired = [done for at in range(0, len(found), CHUNK) for done in handle(parts, project.id, found[at : at + CHUNK], around)]

@@ -11,8 +11,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from hyperagent_common import db, settings, telemetry
 from hyperagent_common.errors import HyperagentError
@@ -32,14 +33,12 @@ class Watch:
 
     def __init__(self, parts: Parts) -> None:
         self.parts, self.ended, self.stirred = parts, threading.Event(), threading.Event()
-        self.looked = -1e9
+        self.looked, self.rids = -1e9, frozenset[str]()
 
     def run(self) -> None:
         """Until told to stop."""
-        own = [threading.Thread(target=each, daemon=True) for each in (self._listen, self._look_around)]
-        if self.parts.forge.name == "radicle":
-            for thread in own:
-                thread.start()
+        for each in (self._listen, self._look_around):
+            threading.Thread(target=each, daemon=True).start()
         reported, pause = -1e9, max(OFTEN_SECONDS, self.parts.settings.heartbeat_seconds)
         while not self.ended.is_set():
             if self._asked() or time.monotonic() - reported >= pause:
@@ -63,12 +62,14 @@ class Watch:
         """Note that something happened; come back where the node went away."""
         while not self.ended.is_set():
             try:
+                if self.parts.forge.name != "radicle":
+                    return
                 with self.parts.forge.events() as happening:
                     self.stirred.set()  # nothing is told again: look at what came before
                     for event in happening:
                         if self.ended.is_set():
                             return
-                        if event.get("rid") or event.get("type"):
+                        if event.get("rid") in self.rids:
                             self.stirred.set()
             except HyperagentError as error:
                 log.info("watch.node_away", extra={"reason": error.message})
@@ -85,15 +86,17 @@ class Watch:
 
     def look_around(self) -> None:
         """One look at every project with triggers; one that cannot be looked at hides no other."""
-        for project in triggering.watched(self.parts):
-            fired = self._quietly("scan", lambda p=project: triggering.scan(self.parts, p))  # type: ignore[misc]
+        found = triggering.watched(self.parts)
+        self.rids = frozenset(project.rid or "" for project in found)
+        for project in found:
+            fired = self._quietly("scan", partial(triggering.scan, self.parts, project))
             if fired:
                 log.info("trigger.started", extra={"project": project.name, "workflows": fired})
 
-    def _quietly(self, what: str, do: object) -> object:
+    def _quietly(self, what: str, do: Callable[[], object]) -> object:
         """What fails now is done again at the next look."""
         try:
-            return do()  # type: ignore[operator]
+            return do()
         except HyperagentError as error:
             log.warning("watch.failed", extra={"what": what, "reason": error.sentence})
         except Exception as error:  # the watch must outlive one strange answer of the forge

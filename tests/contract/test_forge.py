@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hyperagent_common.errors import BadInput, DependencyDown, ForgeRefused, NoPeer, NothingToPropose, NotReady, PatchClosed
+from hyperagent_tasks import description
 from hyperagent_tasks.gitgate import GitGate, new_repository
 from hyperagent_tasks.radicle import choose
 from hyperagent_tasks.radicle.base import Forge, PatchView, PublishSpec, Registration, ReviewSpec
@@ -201,6 +202,16 @@ def test_a_verdict_is_one_review_under_another_identity(bench: Bench) -> None:
     assert [(r.revision_id, r.verdict, r.summary) for r in view.reviews] == [(opened.revision_id, "accept", "better")]
     assert view.reviews[0].reviewer == first.reviewer
     assert first.reviewer not in ("", view.author, bench.forge.health().did)
+
+
+def test_the_longest_texts_we_make_are_kept_whole(bench: Bench) -> None:
+    text = description.fit(['"–🎉\n' * 20_000], "tail", "there")
+    assert len(text.encode()) > 40_000
+    opened = bench.forge.publish(bench.spec(1, body=text, ours=["0" * 64] * 500))
+    bench.forge.review(ReviewSpec(bench.registration.rid, opened.patch_id, opened.revision_id, "accept", text))
+    view = seen(bench, opened.patch_id)
+    assert view.body == text
+    assert view.reviews[0].summary == text
 
 
 def test_a_review_of_what_is_not_there_is_refused_for_good(bench: Bench) -> None:

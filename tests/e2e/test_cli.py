@@ -103,9 +103,8 @@ def test_the_answer_says_that_the_parts_are_not_the_real_ones(host: Host, workfl
     assert (told["agent"], told["sandbox"], told["forge"]) == ("mock", "process", "stand-in")
 
 
-@pytest.mark.parametrize("point", ["after_commit", "after_push"])
-def test_kill_nine_between_commit_and_record_leaves_one_patch(point: str) -> None:
+def test_kill_nine_between_commit_and_record_leaves_one_patch() -> None:
     parts.require_runner_image()
     parts.require_radicle_image()
-    ended = crashpoints.crash_at(point, real=True)
-    assert crashpoints._well(ended), ended
+    ended = crashpoints.run(["after_commit", "after_push", "push_opened"], real=True, told=False)
+    assert all(crashpoints.well(point) for point in ended), ended

@@ -157,12 +157,13 @@ def test_a_clone_publishes_to_the_repository_it_came_from(host: Host, peer: Peer
 
 def test_removing_is_refused_while_a_workflow_runs_and_can_be_taken_back(host: Host) -> None:
     host.register_example("leaving")
-    workflow = host.submit(plan_of([{"id": "a"}]), "leaving")
-    host.request("POST", f"/api/v1/workflows/{workflow}/pause", {})
+    line = [{"id": "a"}, {"id": "b", "depends_on": ["a"]}, {"id": "c", "depends_on": ["b"]}, {"id": "d", "depends_on": ["c"]}]
+    workflow = host.submit(plan_of(line), "leaving")
+    host.post(f"/api/v1/workflows/{workflow}/pause", {})
     busy = host.cli("project", "remove", "leaving", check=False)
     assert busy.returncode == 4
     assert workflow in busy.stderr
-    host.request("POST", f"/api/v1/workflows/{workflow}/cancel", {})
+    host.post(f"/api/v1/workflows/{workflow}/cancel", {})
     until(lambda: host.workflow(workflow)["state"] == "cancelled")
     host.cli("project", "remove", "leaving")
     assert host.request("GET", "/api/v1/projects/leaving")[0] == 404
@@ -186,14 +187,18 @@ def test_a_repository_that_vanished_refuses_workflows_within_seconds(host: Host,
     rid = host.json("project", "show", "vanishing")["remote"]
     storage = host.home / "radicle" / "storage" / rid.removeprefix("rad:")
     aside = host.home / "aside"
-    storage.rename(aside)
-    body = {"project": "vanishing", "plan": plan_of([{"id": "a"}])}
-    said = health(host, "vanishing")
-    assert (said["registered"], said["reachable"]) == (False, False)
-    status, refused = host.request("POST", "/api/v1/workflows", body)
-    assert status == 503, refused
-    assert "not in this host's storage" in refused["errors"][0]["message"]
-    aside.rename(storage)
+    peer.stop()  # it would give the repository back
+    try:
+        storage.rename(aside)
+        body = {"project": "vanishing", "plan": plan_of([{"id": "a"}])}
+        said = health(host, "vanishing")
+        assert (said["registered"], said["reachable"]) == (False, False)
+        status, refused = host.request("POST", "/api/v1/workflows", body)
+        assert status == 503, refused
+        assert "not in this host's storage" in refused["errors"][0]["message"]
+        aside.rename(storage)
+    finally:
+        peer.start()
     assert health(host, "vanishing")["reachable"]
     host.cli("project", "remove", "vanishing")
 
@@ -207,11 +212,12 @@ def test_health_tells_node_identity_and_peers(host: Host, peer: Peer) -> None:
     assert machine["node"]["since"]
     assert "0.23.0" in machine["node"]["version"]
     assert machine["identities"][0] == {"role": "publisher", "did": f"did:key:{peer.host_nid}", "alias": "hyperagent"}
-    assert [p["nid"] for p in machine["peers"] if p["connected"]] == [peer.did.removeprefix("did:key:")]
-    assert 0 <= machine["seconds"] < 10
+    nid = peer.did.removeprefix("did:key:")
+    until(lambda: nid in [p["nid"] for p in host.get("/api/health/radicle")["hosts"][0]["peers"] if p["connected"]])
+    assert 0 <= machine["seconds"] < 60
     text = host.cli("health", "radicle").stdout
     assert "in order" in text
-    assert peer.did.removeprefix("did:key:") in text
+    assert nid in text
     assert "hyperagent health radicle" in host.cli("health", "radicle", "--help").stdout
 
 

@@ -133,10 +133,14 @@ def test_our_own_comment_and_two_hundred_at_once_start_nothing_more_than_the_lim
     node = parts.require_docker().containers.get(f"ha-radicle-{(host.home / 'instance').read_text().strip()}")
     own = node.exec_run(["rad", "patch", "comment", patch[1], "-m", "/fix myself", "-q", "--repo", patch[0]])
     assert own.exit_code == 0, own.output
+    body = f"{{'type': 'revision.comment', 'revision': '{patch[1]}', 'body': '/fix ' + 'y' * 2000000}}"
+    made = f"import json; print(json.dumps({body}))"
+    update = f"rad cob update --repo {patch[0]} --type xyz.radicle.patch --object {patch[1]} --message m /dev/stdin"
+    peer.run("sh", "-c", f'python3 -c "{made}" | {update}')
     many = f"for i in $(seq 60); do rad patch comment {patch[1]} -m '/fix number '$i -q --repo {patch[0]} --no-announce; done"
     peer.run("sh", "-c", many)
     peer.comment(*patch, "/fix the last")
-    until(lambda: len(events(host, "example", "refused")) == 60)
+    until(lambda: len(events(host, "example", "refused")) == 61)
     assert len(events(host, "example", "fired")) == 3
     assert any("has fired 3 times in an hour" in event["reason"] for event in events(host, "example", "refused"))
     passed = [event for event in events(host, "example", "passed") if event["reason"] == "It is our own."]
@@ -144,7 +148,7 @@ def test_our_own_comment_and_two_hundred_at_once_start_nothing_more_than_the_lim
     recent = host.get("/api/health/workflows")["events"]
     refused = [event for event in recent if event["kind"] == "trigger.refused"]
     assert 1 <= len(refused) <= 10
-    assert sum(event["data"]["count"] for event in refused) == 60
+    assert sum(event["data"]["count"] for event in refused) == 61
     text = host.cli("project", "triggers", "example", "--outcome", "fired").stdout
     assert len(text.splitlines()) == 3
     assert "\x1b" not in text

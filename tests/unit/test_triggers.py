@@ -52,6 +52,7 @@ def comment(text: str, author: str = PEER, name: str = "c1") -> Happened:
         ([rule(match="(")], "triggers[0].match", "is no regular expression"),
         ([rule(match="")], "triggers[0].match", "must be a regular expression"),
         ([rule(match="(a+)+$")], "triggers[0].match", "for ever"),
+        ([rule(match="(a|a)*$")], "triggers[0].match", "for ever"),
         ([rule(match="a*b*c*d*")], "triggers[0].match", "for ever"),
         ([rule(branch="main")], "triggers[0].branch", "only for push"),
         ([rule(PUSH, branch="a..b")], "triggers[0].branch", "must name a branch"),
