@@ -101,14 +101,14 @@ def children(loaded: Settings) -> list[Child]:
 
 def _redis_argv(loaded: Settings) -> list[str]:
     options = {
-        "--port": "0",
+        "--port": "0",  # nobody but this user can reach it
         "--unixsocket": str(loaded.run_dir / "redis.sock"),
         "--unixsocketperm": "700",
         "--dir": str(loaded.home / "redis"),
-        "--appendonly": "yes",
-        "--appendfsync": "everysec",
-        "--maxmemory-policy": "noeviction",
-        "--save": "",
+        "--appendonly": "yes",  # what is queued survives a restart
+        "--appendfsync": "everysec",  # a second may be lost: the reconciler sends it again
+        "--maxmemory-policy": "noeviction",  # a full Redis refuses, it does not forget messages
+        "--save": "",  # the append-only file is enough
     }
     return [redis_binary(), *(part for pair in options.items() for part in pair)]
 
@@ -253,9 +253,9 @@ def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-1500:].strip()
 
 
-def stop(loaded: Settings, seconds: float = 80.0) -> bool:
+def stop(loaded: Settings) -> bool:
     """Stop the supervisor of this home and all it started; False where none runs. Raises `NotReady`."""
-    file = pid_file(loaded)
+    file, seconds = pid_file(loaded), sum(STOP_SECONDS.values()) + loaded.drain_seconds + 60  # 60: the node of the forge
     pid = file.pid()
     if pid is None:
         return False

@@ -25,6 +25,7 @@ STEPS = "steps"
 CONTROL = "control"
 PREFIX = "hyperagent:"
 ASK_SECONDS = 3.0
+PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 
 
 def make(settings: Settings) -> Celery:
@@ -32,33 +33,34 @@ def make(settings: Settings) -> Celery:
     app = Celery("hyperagent", broker=settings.broker, set_as_current=False)
     longest = settings.attempt_seconds
     app.conf.update(
-        task_serializer="json",
+        task_serializer="json",  # ids and numbers; any language can read a queue that is stuck
         accept_content=["json"],  # a message is data, never code
-        enable_utc=True,
+        enable_utc=True,  # countdowns of retries mean the same on every host
         task_ignore_result=True,  # the database row is the result
         task_acks_late=True,  # a message outlives the worker that took it
         task_reject_on_worker_lost=True,  # ... also where only the child died; the claim counts attempts
         worker_prefetch_multiplier=1,  # a waiting step stays where any worker can take it
         worker_eta_task_limit=200,  # retries wait in worker memory: bound them
-        task_soft_time_limit=longest,
-        task_time_limit=longest + 60,
-        task_default_queue=STEPS,
+        worker_max_tasks_per_child=200,  # what a library leaks ends with its child
+        task_soft_time_limit=longest,  # the step is told, and says so in its row
+        task_time_limit=longest + 60,  # ... or its child is killed, and its lease runs out
+        task_default_queue=STEPS,  # what has no route is a step
         task_routes={
             ADVANCE: {"queue": CONTROL},
             RECONCILE: {"queue": CONTROL},
             REGISTER: {"queue": CONTROL},
             CHANGE: {"queue": CONTROL},
-        },
+        },  # never behind steps
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease protects, not the connection
         worker_soft_shutdown_timeout=settings.drain_seconds,  # SIGTERM: finish within it, else hand over
         worker_enable_soft_shutdown_on_idle=False,  # with nothing to do, stop at once; retries that wait are sent again
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,  # a worker may start before its Redis
+        broker_connection_max_retries=None,  # ... and outlive any outage of it
         broker_channel_error_retry=True,  # READONLY after a failover is a channel error
-        task_publish_retry_policy={"max_retries": 3, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1},
+        task_publish_retry_policy=PUBLISH_RETRY,  # a caller waits about two seconds, then the reconciler sends
         worker_send_task_events=True,  # for Flower
-        task_send_sent_event=True,
-        worker_hijack_root_logger=False,
+        task_send_sent_event=True,  # ... with what waits in the queue
+        worker_hijack_root_logger=False,  # our lines are JSON
         broker_transport_options=transport_options(settings),
     )
     return app
@@ -70,12 +72,12 @@ def transport_options(settings: Settings) -> dict[str, object]:
     options: dict[str, object] = {
         "visibility_timeout": settings.visibility_timeout or max(6 * 3600, 3 * longest),
         "unacked_restore_throttle": 1,  # else a sweep only every 100 s
-        "socket_connect_timeout": 5,
-        "health_check_interval": 25,
+        "socket_connect_timeout": 5,  # an address that swallows packets is noticed
+        "health_check_interval": 25,  # a half-open connection is dropped
         "global_keyprefix": PREFIX,  # several may share one Redis database
     }
     if not settings.broker.startswith("redis+socket"):
-        options |= {"socket_timeout": 30, "socket_keepalive": True}
+        options |= {"socket_timeout": 30, "socket_keepalive": True}  # a Unix socket has neither trouble
     return options
 
 

@@ -90,7 +90,8 @@ def _standing(session: Session, settings: Settings, recent: int = RECENT) -> dic
         "dead_letters": _count(session, select(DeadLetter.id).where(DeadLetter.resolved_at.is_(None))),
         "workers": [_worker(worker, now) for worker in readiness.known(session)],
         "reconcilers": [
-            _reconciler(row, now) for row in session.scalars(select(Reconciler).order_by(Reconciler.id).limit(RECENT))
+            _reconciler(row, now)
+            for row in session.scalars(select(Reconciler).order_by(Reconciler.last_seen.desc()).limit(RECENT))
         ],
     }
     if recent:

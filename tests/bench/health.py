@@ -87,14 +87,14 @@ def _event(ids: list[str], n: int, now: datetime) -> dict[str, Any]:
     return {"at": now, "kind": "step.heartbeat", "workflow_id": ids[n % len(ids)], "latency_ms": n % 1000, "data": {"n": n}}
 
 
-def ask(url: str, seen: list[str]) -> float:
+def ask(url: str, home: Path, seen: list[Any]) -> float:
     """Median milliseconds of one answer; the statements go to `seen`."""
-    loaded = settings.load({"HYPERAGENT_HOME": tempfile.mkdtemp(prefix="ha-bench-"), "HYPERAGENT_DATABASE_URL": url})
+    loaded = settings.load({"HYPERAGENT_HOME": str(home), "HYPERAGENT_DATABASE_URL": url})
     client = create_app(loaded, celery=queue.make(loaded)).test_client()
     took = []
 
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        seen.append((statement, parameters))  # type: ignore[arg-type]
+        seen.append((statement, parameters))
 
     for number in range(ASKED):
         if number == 1:
@@ -123,18 +123,18 @@ def walks(url: str, seen: list[Any]) -> list[str]:
     return found
 
 
-def measure(url: str, workflows: int, events: int) -> dict[str, Any]:
+def measure(url: str, home: Path, workflows: int, events: int) -> dict[str, Any]:
     """One database: short history, then long."""
     db.upgrade(url)
     fill(url, OPEN, 100, state="running")
     fill(url, 50, 2_000)
-    short = ask(url, [])
+    short = ask(url, home, [])
     fill(url, workflows, events)
     if not url.startswith("sqlite"):
         with db.engine(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE"))
     seen: list[Any] = []
-    long = ask(url, seen)
+    long = ask(url, home, seen)
     return {"short_ms": round(short, 2), "long_ms": round(long, 2), "ratio": round(long / short, 2), "walks": walks(url, seen)}
 
 
@@ -148,7 +148,7 @@ def main() -> None:
     os.environ.setdefault("CI", "true")
     with tempfile.TemporaryDirectory() as scratch, servers.postgres_server() as postgres:
         urls = {"sqlite": f"sqlite:///{Path(scratch) / 'h.db'}", "postgres": postgres}
-        told = {name: measure(url, asked.workflows, asked.events) for name, url in urls.items()}
+        told = {name: measure(url, Path(scratch), asked.workflows, asked.events) for name, url in urls.items()}
     print(json.dumps({"workflows": asked.workflows, "events": asked.events, **told}))
     sys.exit(0 if all(found["ratio"] < MOST and not found["walks"] for found in told.values()) else 1)
 

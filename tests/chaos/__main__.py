@@ -154,7 +154,7 @@ def chaos(
     """One run; its verdict with a few sentences of each damage."""
     began = time.monotonic()
     rig = Rig(seed=seed, without=tuple(without), sandbox=sandbox, kill=0.006, stop=0.012)
-    stall = stall or (STALL_SECONDS / 8 if without else STALL_SECONDS)
+    stall = stall or (STALL_SECONDS / 4 if without else STALL_SECONDS)
     drive = Drive(rig, steps=steps, seed=seed, every=every, stall=stall, seconds=seconds)
     try:
         drive.prepare()

@@ -18,6 +18,7 @@ import pytest
 
 from tests import parts
 from tests.harness import Host, plan_of
+from tests.liar_cases import speaks
 
 DIAMOND = [
     {"id": "a"},
@@ -143,6 +144,31 @@ def test_a_gateway_that_is_down_costs_no_attempts(home: Path) -> None:
         finally:
             gateway.resume()
         assert host.wait(workflow_id)["state"] == "done"
+
+
+def test_a_draft_whose_worker_is_killed_is_written_by_another(home: Path) -> None:
+    scenarios = home / "scenarios"
+    scenarios.mkdir(parents=True)
+    script = {"scenario": "draft", "scripts": {"plan": {"planner": speaks(json.dumps(plan_of(DIAMOND)))}}}
+    (scenarios / "draft.json").write_text(json.dumps(script))
+    replay = {"HYPERAGENT_SCENARIO_DIRS": scenarios, "WORKFLOW_AGENT_MODEL": "replay/draft"}
+    with Host(home, agent="mock", HYPERAGENT_SANDBOX="process", HYPERAGENT_FORGE="stand-in", **replay) as host:
+        host.register_example()
+        gateway = next(p for p in psutil.process_iter(["cmdline"]) if _is(p, "hyperagent_tasks.gateway", home))
+        gateway.suspend()
+        try:
+            draft = host.post("/api/v1/projects/example/drafts", {"goal": "A diamond."})["id"]
+            until(lambda: host.get(f"/api/v1/drafts/{draft}")["state"] == "running", 60)
+            until(lambda: list((home / "work").glob(f"{draft}.1")), 60)
+            main = next(p for p in psutil.process_iter(["cmdline"]) if _is(p, "steps", home) and p.children())
+            for child in main.children():
+                if "celery" in " ".join(child.cmdline()):
+                    child.kill()
+        finally:
+            gateway.resume()
+        ended = until(lambda: (d := host.get(f"/api/v1/drafts/{draft}"))["state"] not in ("queued", "running") and d, 120)
+        assert (ended["state"], len(ended["plan"]["tasks"])) == ("done", 4), ended
+        until(lambda: not list((home / "work").iterdir()), 60)
 
 
 def _is(process: psutil.Process, module: str, home: Path) -> bool:

@@ -7,7 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import event, select
+from sqlalchemy import event, select, text
 
 from hyperagent_common import db, queue, settings
 from hyperagent_common.models import Workflow, WorkflowStep
@@ -73,6 +73,19 @@ def test_a_plan_of_200_steps_is_carried_out_and_a_step_costs_as_many_statements_
     claims.finish(url, app, take(url, app, steps(url, workflow_id)["last"]), "c" * 40)
     advance(url, app, workflow_id)
     assert state(url, workflow_id) == WorkflowState.DONE
+
+
+def test_a_worker_of_another_version_does_not_start_and_says_why(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'h.db'}"
+    db.upgrade(url)
+    with db.transaction(url) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    argv = [sys.executable, "-m", "celery", "-A", "hyperagent_tasks.worker", "worker", "-Q", "steps", "-c", "1"]
+    env = {"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_DATABASE_URL": url, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "The database schema is at 9999" in done.stderr
+    assert "hyperagent db upgrade" in done.stderr
 
 
 def test_the_depth_of_the_queue_is_told_where_the_broker_answers(redis_url: str, tmp_path: Path) -> None:
