@@ -12,6 +12,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 from hyperagent_common import choices
 from hyperagent_common.errors import Fault
 
+KEY = r"^[\x21-\x7e]*\Z"
 PROVIDER_KINDS = ("openai", "openai-responses", "anthropic", "gemini", "replay")
 
 
@@ -28,7 +29,7 @@ class ProviderSchema(Schema):
 
     kind = fields.String(required=True, validate=validate.OneOf(PROVIDER_KINDS))
     base_url = fields.String(load_default="", validate=validate.Regexp(r"^(https?://.*)?$", error="must be a http(s) URL"))
-    api_key = fields.String(load_default="")
+    api_key = fields.String(load_default="", validate=validate.Regexp(KEY, error="must be printable and without spaces"))
     api_key_file = fields.String(load_default="")
     models = fields.Dict(keys=fields.String(), values=fields.String(), load_default=dict)
     prices = fields.Dict(keys=fields.String(), values=fields.Nested(PriceSchema), load_default=dict)
@@ -44,6 +45,10 @@ def _count(low: int, high: int) -> fields.Integer:
 
 def _choice(*names: str) -> fields.String:
     return fields.String(validate=validate.OneOf(names))
+
+
+def _name() -> fields.String:
+    return fields.String(validate=validate.Regexp(r"^[^/\s]+\Z", error="must be a name without spaces and slashes"))
 
 
 def _model() -> fields.String:
@@ -86,7 +91,7 @@ SCHEMA = Schema.from_dict(
         "verify": _choice(*choices.VERIFY),
         "budgets": fields.Dict(validate=_budgets),
         "agent_max_requests": _count(1, 100_000),
-        "providers": fields.Dict(keys=fields.String(), values=fields.Nested(ProviderSchema)),
+        "providers": fields.Dict(keys=_name(), values=fields.Nested(ProviderSchema)),
         "scenario_dirs": fields.List(fields.String()),
         "sandbox": _choice("auto", "docker", "process"),
         "runner_image": fields.String(validate=validate.Length(min=1)),
@@ -146,7 +151,7 @@ def faults(error: ValidationError, env_names: Mapping[str, str]) -> list[Fault]:
             for key, value in node.items():
                 walk(f"{path}.{key}" if path else str(key), value)
             return
-        head, _, rest = path.partition(".")
+        head, _, rest = path.replace(".value", "").partition(".")  # marshmallow's word for what a key stands for
         label = f"{env_names.get(head, head)}{'.' + rest if rest else ''}"
         found.extend(Fault(label, _say(str(message))) for message in (node if isinstance(node, list) else [node]))
 

@@ -152,6 +152,11 @@ class Rig:
         self.client.open(Grant(run, "attempt", sha, "step", "coder", provider, log_path=log, **said))
         return token, run
 
+    def memory(self) -> int:
+        """The most memory the gateway has held, in MiB."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) >> 10
+
     def stop(self) -> None:
         """End the gateway."""
         self.process.terminate()
@@ -161,7 +166,7 @@ class Rig:
     def connected(self) -> Iterator[http.client.HTTPConnection]:
         """A connection as an agent has it."""
         host = self.client.base_url(sandbox="process").removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=20)
+        connection = http.client.HTTPConnection(host, timeout=90)
         try:
             yield connection
         finally:

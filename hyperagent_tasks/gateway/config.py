@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from hyperagent_common.errors import BadSettings, Fault
 from hyperagent_common.settings import Secret, Settings
+from hyperagent_common.settings_schema import KEY
 from hyperagent_tasks.gateway.purse import Price
 
 SPEAKS = {
@@ -85,8 +87,12 @@ def from_settings(settings: Settings) -> GatewayConfig:
 def _key(name: str, path: str, faults: list[Fault]) -> str:
     if not path:
         return ""
+    where = f"providers.{name}.api_key_file"
     try:
-        return Path(path).expanduser().read_text().strip()
+        key = Path(path).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        faults.append(Fault(f"providers.{name}.api_key_file", f"cannot be read: {error}"))
+        faults.append(Fault(where, f"cannot be read: {error}"))
         return ""
+    if not re.match(KEY, key):
+        faults.append(Fault(where, "must hold one key, printable and without spaces"))
+    return key

@@ -17,7 +17,7 @@ from hyperagent_tasks.gateway import answering, bodies, calllog, purse, reach, r
 from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.dialects import ALL
 from hyperagent_tasks.gateway.dialects.base import Asked, Dialect
-from hyperagent_tasks.gateway.exchange import Exchange
+from hyperagent_tasks.gateway.exchange import Exchange, Gone
 from hyperagent_tasks.gateway.grants import UNKNOWN
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -110,9 +110,8 @@ async def _answer(
         response = await answering.answer(x)
         status = response.status
         return response
-    except replay.Dropped:
-        x.outlet.abort()
-        raise
+    except (replay.Dropped, Gone):
+        return x.outlet.abort()
     finally:
         seen.statuses[str(status)] = seen.statuses.get(str(status), 0) + 1
         _log(gateway, x, status, time.monotonic() - began, raw)

@@ -149,10 +149,11 @@ class Outlet:
         await response.write_eof()
         return response
 
-    def abort(self) -> None:
-        """Break the connection off, once what was written has left."""
+    def abort(self) -> web.StreamResponse:
+        """Break the connection off, once what was written has left; what is returned reaches nobody."""
         if self._request.transport is not None:
             self._request.transport.close()
+        return self._response or web.Response(status=502)
 
 
 async def ticking(awaitable: Any, outlet: Outlet, seconds: float) -> Any:

@@ -26,7 +26,7 @@ class Block:
 
 class Meter:
     """Fed with a stream's bytes, or with a whole answer. `failed` is set at the first event that tells an error or is broken;
-    nothing is read after it."""
+    nothing is read after it. `size` counts bytes, `heard` those of whole events."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -36,7 +36,7 @@ class Meter:
         self._told: Usage | None = None
         self.ended = False
         self.failed: Failure | None = None
-        self.said, self.size = b"", 0
+        self.said, self.size, self.heard = b"", 0, 0
         self.text = ""
 
     @property
@@ -81,7 +81,10 @@ class Meter:
         lines, self._lines, self._waiting = self._lines, [], 0
         data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
         call = self.take(data) if data else False
-        return None if self.failed else Block(b"".join(lines), call)
+        if self.failed:
+            return None
+        self.heard += len(data)
+        return Block(b"".join(lines), call)
 
     def take(self, data: bytes) -> bool:
         """Take the data of one event, or a whole answer; whether the agent would execute it."""

@@ -30,18 +30,31 @@ CUT = "provider failed: cut stream"
 
 async def answer(x: Exchange, provider: Provider, model: str) -> web.StreamResponse | Failure:
     """One try. Raises `Gone`."""
-    done = await _answer(x, provider, model)
+    meter, gone = Meter(x.dialect), True
+    try:
+        done = await _answer(x, provider, model, meter)
+        gone = False
+    finally:
+        _book(x, provider, model, meter, gone=gone)
     if isinstance(done, Failure):  # a provider may tell the key back in its error
         return replace(done, message=x.gateway.redactor.clean(done.message))
     return done
 
 
-async def _answer(x: Exchange, provider: Provider, model: str) -> web.StreamResponse | Failure:
+def _book(x: Exchange, provider: Provider, model: str, meter: Meter, *, gone: bool) -> None:
+    """Book what a try used: as the provider told it, else estimated where it began to answer or the agent went away, for
+    that is paid too."""
+    if meter.usage is None and not meter.heard and not gone:
+        return
+    x.run.observed.estimated += meter.usage is None
+    x.book(meter.usage or estimate(x.size, meter.heard), provider, model)
+
+
+async def _answer(x: Exchange, provider: Provider, model: str, meter: Meter) -> web.StreamResponse | Failure:
     try:
         reply = await _send(x, provider, model)
     except (TimeoutError, aiohttp.ClientError, ValueError) as error:
         return Failure("transport", f"{type(error).__name__}: the provider did not answer")
-    meter = Meter(x.dialect)
     try:
         if not 200 <= reply.status < 300:
             return await _refused(x, reply)
@@ -50,7 +63,6 @@ async def _answer(x: Exchange, provider: Provider, model: str) -> web.StreamResp
         return await _whole(x, reply, meter)
     finally:
         reply.close()
-        _book(x, provider, model, meter)
 
 
 async def _send(x: Exchange, provider: Provider, model: str) -> aiohttp.ClientResponse:
@@ -61,15 +73,6 @@ async def _send(x: Exchange, provider: Provider, model: str) -> aiohttp.ClientRe
     sent = x.gateway.session.post(url, json=x.dialect.prepare(x.body, named), headers=headers, allow_redirects=False)
     reply: aiohttp.ClientResponse = await asyncio.wait_for(sent, x.config.head_timeout)
     return reply
-
-
-def _book(x: Exchange, provider: Provider, model: str, meter: Meter) -> None:
-    """Book what an answer used: as the provider told it, else estimated, for it was paid either way."""
-    if meter.usage is None and not meter.size:
-        return
-    used = meter.usage or estimate(x.size, meter.size)
-    x.run.observed.estimated += meter.usage is None
-    x.book(used, provider, model)
 
 
 async def _refused(x: Exchange, reply: aiohttp.ClientResponse) -> Failure:
@@ -96,10 +99,10 @@ async def _read(reply: aiohttp.ClientResponse, limit: int, idle: float) -> bytes
 async def _whole(x: Exchange, reply: aiohttp.ClientResponse, meter: Meter) -> web.StreamResponse | Failure:
     """An answer in one piece."""
     raw = await _read(reply, MAX_WHOLE, x.config.idle_timeout)
-    meter.size = len(raw)
     meter.take(raw)
     if meter.failed or not meter.ended:
         return meter.failed or Failure("transport", "the answer is not whole")
+    meter.heard = len(raw)
     x.said, x.text = raw[:MAX_SAID].decode("utf-8", "replace"), meter.text
     return web.Response(body=x.gateway.redactor.scrub(raw), content_type="application/json")
 

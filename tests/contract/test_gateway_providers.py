@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hyperagent_tasks.gateway.grants import Observed
-from tests.providers import CANARY, TRIES, Rig, Upstream
+from tests.providers import CANARY, TRIES, Rig, Upstream, until
 from tests.shapes import GOOD, KEY_HEADER, KINDS, PATHS, REFUSALS, scripts
 from tests.wire import DIALECTS, HEADERS, Wire
 
@@ -123,6 +123,18 @@ def test_while_a_call_waits_for_its_answers_end_the_agent_sees_that_it_is_under_
     ]
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_agent_that_goes_away_ends_its_request_at_the_provider_and_what_was_paid_is_booked(rig: Rig, dialect: str) -> None:
+    token, run = rig.grant(f"{dialect}-begins")
+    wire = Wire(dialect)
+    with rig.connected() as connection:
+        connection.request("POST", f"/t/{token}{wire.path}", json.dumps(wire.body()))
+        assert until(lambda: f"{dialect}-begins" in rig.upstream.asked, 60)
+    assert until(lambda: rig.client.observed(run).statuses != {}, 60)
+    seen = rig.client.close(run)
+    assert (seen.statuses, seen.failures, seen.input > 0) == ({"None": 1}, [], True)
+
+
 @pytest.mark.parametrize(("dialect", "kind"), [(d, kind) for d in DIALECTS for kind, _, _ in REFUSALS[d]])
 def test_a_refusal_in_the_providers_own_words_has_its_class(rig: Rig, dialect: str, kind: str) -> None:
     status, text, seen = ask(rig, dialect, kind)
@@ -140,6 +152,14 @@ def test_a_hostile_stream_tells_no_key_and_fills_no_memory(rig: Rig, hasty: Rig,
         assert status == 400
         assert CANARY not in text + json.dumps(seen.failures)
         assert len(text) < 2000
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_without_end_is_given_up_and_fills_no_memory(rig: Rig, dialect: str) -> None:
+    before = rig.memory()
+    status, text, seen = ask(rig, dialect, "endless")
+    assert (status, "provider failed" in text, seen.last_failure) == (400, True, "transport")
+    assert rig.memory() - before < 256
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -60,6 +60,29 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     assert faults(HYPERAGENT_CONFIG=str(path))
 
 
+@pytest.mark.parametrize(
+    ("provider", "where"),
+    [
+        ('"p": {"kind": "azure", "base_url": "http://x"}', "p.kind"),
+        ('"p": {"kind": "anthropic"}', "p.base_url"),
+        ('"p": {"kind": "gemini", "base_url": "ftp://x"}', "p.base_url"),
+        ('"p": {"kind": "openai", "base_url": "http://x", "api_key": "a\\nb"}', "p.api_key"),
+        ('"p": {"kind": "replay", "prices": {"m": {"input": -1, "output": 1}}}', "p.prices.m.input"),
+        ('"p": {"kind": "replay", "prices": {"m": {"input": 1}}}', "p.prices.m.output"),
+        ('"a/b": {"kind": "replay"}', "a/b.key"),
+    ],
+)
+def test_a_wrong_provider_is_refused_by_what_is_wrong_with_it(provider: str, where: str) -> None:
+    assert list(faults(HYPERAGENT_PROVIDERS="{" + provider + "}")) == [f"HYPERAGENT_PROVIDERS.{where}"]
+
+
+@pytest.mark.parametrize("kind", ["openai", "openai-responses", "anthropic", "gemini"])
+def test_a_provider_has_its_prices_by_model(kind: str) -> None:
+    prices = '{"m": {"input": 1.25, "cached": 0.1, "output": 10}}'
+    loaded = load({"HYPERAGENT_PROVIDERS": f'{{"p": {{"kind": "{kind}", "base_url": "http://x", "prices": {prices}}}}}'})
+    assert loaded.providers["p"]["prices"]["m"] == {"input": 1.25, "cached": 0.1, "output": 10.0}
+
+
 def test_a_missing_file_that_was_named_is_a_fault(tmp_path: Path) -> None:
     assert "HYPERAGENT_CONFIG" in faults(HYPERAGENT_CONFIG=str(tmp_path / "none"))
 
