@@ -152,6 +152,11 @@ class Rig:
         self.client.open(Grant(run, "attempt", sha, "step", "coder", provider, log_path=log, **said))
         return token, run
 
+    def memory(self) -> int:
+        """The most memory the gateway has held, in MiB."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) >> 10
+
     def stop(self) -> None:
         """End the gateway."""
         self.process.terminate()

@@ -174,6 +174,7 @@ def scripts(dialect: str) -> dict[str, Script | Sequence[Script]]:
         "begins": [HEAD + good[0], *([b": still here\n\n", 0.5] * 120)],
         "pauses": [HEAD + b"".join(good[:-1]), 1.6, good[-1]],
         "lingers": [HEAD + b"".join(good), 60.0],
+        "endless": [HEAD, *([good[0].replace(b"data: {", b'data: {"pad": "%s", ' % (b"x" * (4 << 20)))] * 40)],
         "endless-line": [HEAD + b"data: " + b"x" * (9 << 20)],
         "key-in-stream": [HEAD + sse({"error": {"message": f"bad key {CANARY}"}})],
     }

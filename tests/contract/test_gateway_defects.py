@@ -8,7 +8,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,12 +24,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     made.process.terminate()
     made.process.wait(15)
     upstream.close()
-
-
-def memory(rig: Rig) -> int:
-    """The most memory the gateway has held, in MiB."""
-    lines = Path(f"/proc/{rig.process.pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) >> 10
 
 
 def half_sent(rig: Rig, token: str, connection: http.client.HTTPConnection) -> bytes:
@@ -56,9 +49,9 @@ def test_a_small_body_that_unpacks_to_much_does_not_fill_the_hosts_memory(rig: R
     token, _ = rig.grant("good")
     bomb = gzip.compress(b"\0" * (512 << 20), 9)
     bomb = gzip.compress(bomb, 9) if times == 2 else bomb
-    before = memory(rig)
+    before = rig.memory()
     assert rig.post(token, bomb, **{"Content-Encoding": "gzip"})[0] in (400, 413)
-    assert memory(rig) - before < 128
+    assert rig.memory() - before < 128
 
 
 def test_a_packed_body_is_read(rig: Rig) -> None:
@@ -197,9 +190,9 @@ def test_an_error_inside_a_stream_is_told_without_the_words_of_the_provider(rig:
 
 def test_a_body_larger_than_the_limit_is_refused_unread(rig: Rig) -> None:
     token, run = rig.grant("good")
-    before = memory(rig)
+    before = rig.memory()
     assert rig.post(token, b"x" * (40 << 20))[0] in (0, 413)
-    assert memory(rig) - before < 128
+    assert rig.memory() - before < 128
     assert rig.client.close(run).requests == 0
 
 
@@ -207,14 +200,14 @@ def test_many_large_bodies_at_once_wait_for_their_turn(rig: Rig) -> None:
     (rig.home / "side.yaml").write_text("scenario: side\nscripts: {'*': {'*': {turns: [{text: x}]}}}\n")
     token, _ = rig.grant("replay", model="side", max_requests=100)
     body = request(model="side", padding="x" * (8 << 20))
-    before, found = memory(rig), list[int]()
+    before, found = rig.memory(), list[int]()
     threads = [threading.Thread(target=lambda: found.append(rig.post(token, body)[0])) for _ in range(24)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
     assert found == [200] * 24
-    assert memory(rig) - before < 24 * 8 * 3
+    assert rig.memory() - before < 24 * 8 * 3
 
 
 @pytest.mark.parametrize(

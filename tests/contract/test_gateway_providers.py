@@ -155,6 +155,14 @@ def test_a_hostile_stream_tells_no_key_and_fills_no_memory(rig: Rig, hasty: Rig,
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_without_end_is_given_up_and_fills_no_memory(rig: Rig, dialect: str) -> None:
+    before = rig.memory()
+    status, text, seen = ask(rig, dialect, "endless")
+    assert (status, "provider failed" in text, seen.last_failure) == (400, True, "transport")
+    assert rig.memory() - before < 256
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_cli_of_another_dialect_than_its_provider_is_told_so(rig: Rig, dialect: str) -> None:
     other = "gemini" if dialect != "gemini" else "anthropic_messages"
     fault = rig.client.fault(f"{other}-good", "m1", dialect)

@@ -10,6 +10,7 @@ import pytest
 
 from hyperagent_common.errors import BadInput, NotFound
 from hyperagent_common.settings import Secret
+from hyperagent_common.settings_schema import PROVIDER_KINDS
 from hyperagent_tasks.gateway import calllog, reach, scenario
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects import ALL
@@ -180,6 +181,21 @@ def test_a_log_is_never_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         calllog.write(tmp_path / "log", calllog.Redactor([]), a=1)
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dialects"),
+    [
+        ("openai", {"openai_chat", "openai_responses"}),
+        ("openai-responses", {"openai_responses"}),
+        ("anthropic", {"anthropic_messages"}),
+        ("gemini", {"gemini"}),
+        ("replay", {dialect.name for dialect in ALL}),
+    ],
+)
+def test_each_kind_of_provider_is_asked_in_its_own_dialects(kind: str, dialects: set[str]) -> None:
+    assert {dialect.name for dialect in ALL if Provider("p", kind).speaks(dialect.name)} == dialects
+    assert kind in PROVIDER_KINDS
 
 
 def test_a_configuration_does_not_show_its_keys() -> None:
