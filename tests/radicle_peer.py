@@ -60,6 +60,18 @@ class Peer:
         """Let it go on."""
         self._container.unpause()
 
+    def reach(self, host: Host, seconds: float = 90) -> None:
+        """Connect to the host's node, which may have another address since it was started again."""
+        deadline = time.monotonic() + seconds
+        while True:
+            _, _, address = _node_of(host)
+            self.run("rad", "node", "connect", f"{self.host_nid}@{address}:8776", "--timeout", "5s", check=False)
+            said = self.run("rad", "node", "status", check=False)
+            if address in said and "✓" in said.partition("NID")[2] + said.partition("Node ID  ")[2]:
+                return
+            assert time.monotonic() < deadline, said
+            time.sleep(0.5)
+
     def read(self, rid: str) -> None:
         """Clone `rid` from the host's node."""
         self._rid = rid
@@ -103,14 +115,19 @@ class Peer:
         return self.run("git", "-C", storage, "cat-file", "-t", commit).strip() == "commit"
 
 
+def _node_of(host: Host) -> tuple[Any, str, str]:
+    """The host's node, its network, and its address there."""
+    settings = type("S", (), {"home": host.home})()
+    node = parts.require_docker().containers.get(f"ha-radicle-{instance(settings)}")
+    network, there = next(iter(node.attrs["NetworkSettings"]["Networks"].items()))
+    return node, network, there["IPAddress"] if network == "bridge" else node.name  # a name outlives a restart
+
+
 @contextlib.contextmanager
 def peer_of(host: Host) -> Iterator[Peer]:
     """A peer that is connected to the host's node."""
     client = parts.require_docker()
-    settings = type("S", (), {"home": host.home})()
-    node = client.containers.get(f"ha-radicle-{instance(settings)}")
-    network, there = next(iter(node.attrs["NetworkSettings"]["Networks"].items()))
-    address = there["IPAddress"] if network == "bridge" else node.name  # a name outlives a restart
+    node, network, address = _node_of(host)
     nid = node.exec_run(["rad", "self", "--did"]).output.decode().strip().removeprefix("did:key:")
     config = {
         "preferredSeeds": [],

@@ -187,7 +187,7 @@ def test_a_watch_killed_between_workflow_and_mark_makes_one_workflow(host: Host,
     once = host.home / "once"
     host.up(HYPERAGENT_FAILPOINT="in_trigger", HYPERAGENT_FAILPOINT_ONCE=str(once))
     before = len(events(host, "pushed", "fired"))
-    until(lambda: peer.host_nid in peer.run("rad", "node", "sessions", check=False))
+    peer.reach(host)
     moved = peer.push("pushed", "again")
     until(once.exists)
     until(lambda: len(events(host, "pushed", "fired")) == before + 1)
