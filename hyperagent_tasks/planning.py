@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import update
 
@@ -17,7 +19,7 @@ from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
 from hyperagent_tasks import fallback, preparing, prompts
-from hyperagent_tasks.agents.base import Agent, AgentTask
+from hyperagent_tasks.agents.base import Agent, AgentTask, StreamParser
 from hyperagent_tasks.conversing import answered_by, seen_by_gateway
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.parts import Parts, instance
@@ -26,6 +28,7 @@ from hyperagent_tasks.spec import Place
 from hyperagent_tasks.verdict import Malformed, heard, only_object
 
 ASKS = 2
+STREAM = "agent-stream.jsonl"
 SCHEMA = {
     "type": "object",
     "required": ["kind", "title", "tasks"],
@@ -73,9 +76,9 @@ def _written(parts: Parts, draft_id: str, project: Project, goal: str, root: Pat
     for number in range(1, ASKS + 1):
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
-        prompt = "\n\n".join(filter(None, told))
+        text = _asked(parts, draft_id, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number)
         try:
-            return plans.parse(only_object(_asked(parts, draft_id, chosen.of("planner"), prompt, ws, root, number)))
+            return plans.parse(only_object(text))
         except Malformed as error:
             faults = f"- {error}"
         except BadInput as error:
@@ -120,9 +123,8 @@ def _asked(parts: Parts, draft_id: str, among: list[Choice], prompt: str, ws: Pa
     parser, began = agent.parser("planner"), datetime.now(UTC)
     try:
         spec = _run_spec(parts, draft_id, agent, task, place, ws)
-        result = parts.runner.run(
-            spec, sink=lambda stream, data: list(parser.feed(data)) and None if stream == "stdout" else None
-        )
+        with (place.kept / STREAM).open("wb") as kept:
+            result = parts.runner.run(spec, sink=partial(_take_in, parser, kept))
     finally:
         observed = parts.gateway.close(run_id)
     outcome = seen_by_gateway(parser.outcome(result), observed)
@@ -133,12 +135,30 @@ def _asked(parts: Parts, draft_id: str, among: list[Choice], prompt: str, ws: Pa
         sentence=outcome.sentence, exit_code=result.exit_code, container_id=result.container_id, image_id=result.image_id,
         input_tokens=observed.input, output_tokens=observed.output, cached_tokens=observed.cached,
         requests=observed.requests, cost_usd=observed.cost, started_at=began, finished_at=result.finished_at,
+        log_key=_keep(parts, draft_id, run_id, place),
+        claimed={"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events},
     )  # fmt: skip
     with db.transaction(parts.settings.db_url) as session:
         session.add(row)
     if not outcome.ok:
         raise AgentFailed(f"The planner {agent.name} gave no answer: {outcome.sentence}")
-    return heard(outcome.final_text, observed.text)
+    try:
+        return heard(outcome.final_text, observed.text)
+    except Malformed as error:
+        raise AgentFailed(f"The planner {agent.name} cannot be believed: {error}.") from error
+
+
+def _take_in(parser: StreamParser, kept: BinaryIO, stream: str, data: bytes, /) -> None:
+    if stream == "stdout":
+        kept.write(data)
+        list(parser.feed(data))
+
+
+def _keep(parts: Parts, draft_id: str, run_id: str, place: Place) -> str:
+    """Store the planner's event stream; where it is."""
+    key = f"drafts/{draft_id}/{run_id}/{STREAM}"
+    parts.storage.put(key, (place.kept / STREAM).read_bytes())
+    return key
 
 
 def _run_spec(parts: Parts, draft_id: str, agent: Agent, task: AgentTask, place: Place, ws: Path) -> RunSpec:

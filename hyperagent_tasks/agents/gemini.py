@@ -18,7 +18,7 @@ from hyperagent_tasks.agents.stream import CliParser, count, mapping
 from hyperagent_tasks.runners.base import RunnerResult
 
 SETTINGS_FILE = "settings.json"
-ADVICE = " Please wait and try again later."
+ADVICE = "Please wait and try again later."
 CODE = re.compile(r'"code": ?(\d{3})\b')
 AWAY = ("google_web_search", "web_fetch")
 """Tools that reach out by way of the provider."""
@@ -52,7 +52,7 @@ class GeminiParser(CliParser):
         """Advice about quotas, which every 429 gets, is cut off: it says nothing of this one."""
         told, advised, _ = clean(message, 64 << 10).partition(ADVICE)
         found = CODE.search(told)
-        return self._see_error("error", told, int(found[1]) if found else 429 if advised else None)
+        return self._see_error("error", told.strip(), int(found[1]) if found else 429 if advised else None)
 
     def _take_end(self, line: dict[str, object]) -> Iterator[AgentEvent]:
         self._status = clean(line.get("status"), 64)

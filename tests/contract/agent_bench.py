@@ -73,7 +73,7 @@ def before(home: Path, scenarios: Path, provider: Served) -> Iterator[Served]:
     """The gateway before the agents; `up-KIND-SCENARIO` passes through to `provider`, a second gateway, as such a provider."""
     upstream: dict[str, Any] = {}
     for name in PASSED_ON:
-        token, _ = provider.grant(model=name, max_requests=1000)
+        token, _ = provider.grant(model=name, max_requests=1000, expires_at=datetime.now(UTC) + timedelta(hours=2))
         base = f"{provider.client.base_url(sandbox='process')}/t/{token}"
         for kind in set(KINDS.values()):
             url = f"{base}/v1" if kind == "openai" else base
@@ -123,7 +123,7 @@ class Bench:
         prompt: str = "Write hello.txt",
         title: str = "Write hello",
         role: AgentRole = "coder",
-        timeout: float = 60,
+        timeout: float = 180,
         max_requests: int = 20,
         cancelled: Callable[[], bool] | None = None,
     ) -> Ran:

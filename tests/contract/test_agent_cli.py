@@ -144,7 +144,7 @@ def test_the_gateways_budget_ends_a_run_that_would_never_end(bench: Bench, model
     ],
 )
 def test_a_final_answer_of_the_gateway_is_not_asked_for_again(bench: Bench, model: str, reason: EndReason) -> None:
-    ran = bench.run(model, timeout=60)
+    ran = bench.run(model)
     assert (ran.outcome.reason, ran.observed.requests) == (reason, 1), (ran.outcome, ran.seconds)
 
 
@@ -208,7 +208,7 @@ def test_a_repository_cannot_change_what_the_agent_may_do(bench: Bench) -> None:
 def test_no_key_but_the_phantom_token_is_in_the_sandbox(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
         monkeypatch.setenv(name, CANARY)
-    ran = bench.run("up/down", timeout=60)
+    ran = bench.run("up/down")
     seen = json.dumps([list(ran.spec.argv), dict(ran.spec.env), dict(ran.result.inspect)], default=str)
     assert CANARY not in seen + ran.result.stdout_tail + ran.result.stderr_tail
     assert "hap-" not in ran.outcome.sentence
