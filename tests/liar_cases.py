@@ -82,6 +82,7 @@ def both(coding: dict[str, Any], judging: dict[str, Any] = YES, **more: Any) -> 
 HONEST = [
     Case("honest", both(coder(write())), "done"),
     Case("honest-opencode", both(coder(write())), "done", agent="opencode"),
+    Case("honest-codex", both(coder(write())), "done", agent="codex"),
     Case("mends-after-changes-requested", both(coder(write()), AGAIN, **{"verifier.2": YES}), "done", rounds=2),
     Case("mends-after-failed-checks", both(coder(write(WRONG)), **{"coder.2": coder(write())}), "done", rounds=2),
     Case("malformed-then-good-verdict", both(coder(write()), speaks("I like it."), **{"verifier.2": YES}), "done"),
@@ -92,6 +93,8 @@ HONEST = [
 CODER_LIES = [
     Case("claims-success-without-change", both(coder()), "failed", "no tool and changed nothing"),
     Case("claims-success-opencode", both(coder()), "failed", "changed nothing", agent="opencode"),
+    Case("claims-success-claude", both(coder()), "failed", "changed nothing", agent="claude"),
+    Case("breaks-tests-codex", both(coder(write(WRONG))), "failed", "checks refuse", agent="codex"),
     Case("only-looks", both(coder(shell("ls"))), "failed", "changed nothing"),
     Case("breaks-tests", both(coder(write(WRONG))), "failed", "checks refuse"),
     Case("breaks-tests-opencode", both(coder(write(WRONG))), "failed", "checks refuse", agent="opencode"),
