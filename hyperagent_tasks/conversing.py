@@ -66,7 +66,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Ran:
-    """An agent run that ended, well or not."""
+    """An agent run that ended, well or not. `said`: what its model said last at the gateway, None where it has no model."""
 
     agent_run_id: str
     agent: str
@@ -76,6 +76,7 @@ class Ran:
     outcome: AgentOutcome
     observed: Observed
     result: RunnerResult
+    said: str | None
 
 
 class Tee:
@@ -153,7 +154,9 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
     outcome = seen_by_gateway(parser.outcome(result), observed)
     version = parts.agent_version(agent)
     _close(parts, step, turn, run_id, outcome, observed, result, version)
-    return Ran(run_id, agent.name, answered_by(turn.choice.model, observed), turn.persona, version, outcome, observed, result)
+    said = None if agent.dialect is None else observed.text
+    model = answered_by(turn.choice.model, observed)
+    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, said)
 
 
 def answered_by(model: str, observed: Observed) -> str:

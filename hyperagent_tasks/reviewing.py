@@ -32,7 +32,7 @@ def review(bench: Bench, number: int, examined: Examined) -> tuple[Verdict, Ran]
         nonce = prompts.new_nonce()
         ran = bench.ask("verifier", number, _prompt(step, examined, diff, nonce, fault), ws)
         try:
-            found = verdict.read(verdict.heard(ran.outcome.final_text, ran.observed.text), nonce)
+            found = verdict.read(verdict.heard(ran.outcome.final_text, ran.said), nonce)
         except Malformed as error:
             fault = str(error)
             _malformed(bench, number, fault)

@@ -109,10 +109,10 @@ def read(text: str, nonce: str) -> Verdict:
     return Verdict(decision, str(_plain(value["summary"])), findings)
 
 
-def heard(text: str, said: str) -> str:
-    """A CLI's final text, where it is what its model `said` at the gateway last. Raises `Malformed`: whatever the CLI runs could
-    write to its output, the nonce too."""
-    if "".join(text.split()) not in "".join(said.split()):
+def heard(text: str, said: str | None) -> str:
+    """A CLI's final text, where it is what its model `said` at the gateway last (None: it has no model). Raises `Malformed`:
+    whatever the CLI runs could write to its output, the nonce too."""
+    if said is not None and "".join(text.split()) not in "".join(said.split()):
         raise Malformed("its words are not those of its model")
     return text
 

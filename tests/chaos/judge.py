@@ -100,7 +100,7 @@ class Judge:
 
     def _patch(self, workflow: Workflow, made: list[str], patches: dict[str, Any]) -> None:
         name, heads = f"workflow {workflow.id}", set(made)
-        held = [key for key, patch in patches.items() if f"HyperAgent workflow {workflow.id}" in patch["body"]]
+        held = [key for key, patch in patches.items() if f"HyperAgent workflow [{workflow.id}]" in patch["body"]]
         if len(held) > 1:
             self.verdict.add("duplicated", f"{name}: {len(held)} patches")
         if workflow.state == WorkflowState.DONE and not held:
