@@ -13,6 +13,8 @@ from hyperagent_common.states import ProjectState
 from hyperagent_tasks.parts import Parts
 
 BATCH = 100
+REGISTERING = 30.0
+"""Seconds a registration may be at work, fetching from peers: before that its message is not taken for lost."""
 MOST_CLAIMS = 3
 """A draft that has lost this many workers is given up."""
 SILENT = f"Its worker stopped answering, {MOST_CLAIMS} times. Ask for the draft again."
@@ -25,7 +27,8 @@ def reconcile(parts: Parts) -> dict[str, int]:
         moment = db.now(session)
         given_up, again = _silent(session, moment)
         lost = _due(session, PlanDraft, "queued", moment, s.requeue_after, s.reconcile_seconds)
-        registering = _due(session, Project, ProjectState.REGISTERING, moment, s.requeue_after, s.reconcile_seconds)
+        patience = max(s.requeue_after, REGISTERING)
+        registering = _due(session, Project, ProjectState.REGISTERING, moment, patience, s.reconcile_seconds)
         for name, keys in ((queue.DRAFT, [*again, *lost]), (queue.REGISTER, registering)):
             for key in keys:
                 db.after_commit(session, lambda name=name, key=key: queue.signature(parts.app, name, key).apply_async())
