@@ -80,7 +80,8 @@ def scan(parts: Parts, project: Project) -> list[str]:
     seen: dict[str, Any] = mark.seen or {}
     changed = [i for i, print_ in now.patches.items() if seen.get("patches", {}).get(i) != print_]
     found = [*_pushes(now, seen.get("branches", {}), branches), *_comments(parts, rid, changed)]
-    around = Around(now.delegates, tuple({*own, now.did}), mark.since if mark.seen is None else None)
+    since = mark.since.replace(microsecond=0)  # Radicle tells whole seconds: a comment in the rule's own second came after it
+    around = Around(now.delegates, tuple({*own, now.did}), since if mark.seen is None else None)
     fired = [done for at in range(0, len(found), CHUNK) for done in handle(parts, project.id, found[at : at + CHUNK], around)]
     with db.transaction(url) as session:
         kept = session.get(TriggerMark, project.id, with_for_update=True)
