@@ -36,12 +36,12 @@ def radicle() -> Any:
         raise BadInput("The query is wrong.", faults=[Fault("refresh", "must be true or false")])
     orm.session.remove()
     if refresh == "true":
-        _ask(settings)
+        ask(settings)
     with db.transaction(settings.db_url, reading=True) as session:
         return flask.jsonify(_standing(session, settings))
 
 
-def _ask(settings: Settings) -> None:
+def ask(settings: Settings) -> None:
     """Ask every live host for a report, and wait until all have given it or the time is over."""
     with db.transaction(settings.db_url) as session:
         moment = db.now(session)

@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session, selectinload
 
 from hyperagent_api import bodies, readiness, stream
 from hyperagent_api.app import orm
+from hyperagent_api.resources import forge_health
 from hyperagent_api.schemas import EventSchema, WorkflowListedSchema, WorkflowSchema
 from hyperagent_common import db, plan, workflows
-from hyperagent_common.errors import BadInput, Fault, HyperagentError, NotFound
+from hyperagent_common.errors import BadInput, Fault, HyperagentError, NotFound, NotReady
 from hyperagent_common.models import Artifact, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.settings import Settings
 from hyperagent_common.states import AttemptState, WorkflowState
@@ -80,10 +81,14 @@ class Workflows(MethodView):
         key = flask.request.headers.get("Idempotency-Key") or None
         try:
             workflow_id, warnings = _submitted(settings, body, key)
-            fresh = warnings is not None
         except IntegrityError:  # the same key at the same time: the other request has made it
             workflow_id, warnings = _submitted(settings, body, key)
-            fresh = warnings is not None
+        except NotReady as error:
+            if not any(fault.field == "forge" for fault in error.faults):
+                raise
+            forge_health.ask(settings)  # what the host last said may be older than the mend
+            workflow_id, warnings = _submitted(settings, body, key)
+        fresh = warnings is not None
         found = _whole(workflow_id)
         found._warnings = warnings or []  # type: ignore[attr-defined]
         location = {"Location": flask.url_for("workflows.OneWorkflow", workflow_id=workflow_id)}
