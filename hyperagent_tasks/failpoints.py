@@ -21,8 +21,10 @@ NAMES = (
     "after_review",
     "after_publish",
     "before_finish",
-    "in_trigger",
 )
+"""Points of a step, from its claim to its end."""
+WATCH_NAMES = ("in_trigger",)
+"""Points of the watch."""
 PUSH_NAMES = ("push_opened", "push_revised", "push_titled", "review_written")
 """Points inside `rad-push`, which dies there instead of the worker."""
 VARIABLES = ("HYPERAGENT_FAILPOINT", "HYPERAGENT_FAILPOINT_ONCE")

@@ -38,6 +38,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "outside": {"turns": [{"text": "x", "calls": [{"name": "write", "args": {"filePath": "/etc/x", "content": "x"}}]}, DONE]},
     "forging": {"turns": [{"text": "x", "calls": [{"op": "shell", "command": FORGED}]}], "faults": [{"turn": 1, "status": 401}]},
     "slow": {"turns": [{"text": "x", "calls": [{"op": "shell", "command": "touch early; sleep 8; touch late"}]}, DONE]},
+    "endless": {"turns": [{"text": "x", "calls": [{"op": "shell", "command": "touch early; sleep 60; touch late"}]}, DONE]},
     "looping": {"turns": [{"text": "x", "calls": [{"op": "shell", "command": "echo again"}]}], "loop": True},
     "long": {
         "turns": [{"text": "x", "calls": [{"op": "shell", "command": "head -c 3000000 /dev/zero | tr '\\0' x"}]}, WRITE, DONE]

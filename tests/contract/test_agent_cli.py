@@ -155,7 +155,7 @@ def test_output_without_end_neither_fills_memory_nor_hides_the_work(bench: Bench
     assert all(len(str(event.data)) < 100_000 for event in ran.events)
 
 
-@pytest.mark.parametrize("model", ["slow", "stall"])
+@pytest.mark.parametrize("model", ["endless", "stall"])
 def test_a_run_past_its_deadline_is_ended_with_its_tools(bench: Bench, model: str) -> None:
     ran = bench.run(model, timeout={"opencode": 15, "mock": 3}.get(bench.name, 7))
     assert ran.outcome.reason is EndReason.TIMED_OUT, ran.outcome

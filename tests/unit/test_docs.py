@@ -14,7 +14,7 @@ from hyperagent_api.cli.main import main
 from hyperagent_common import errors, events, states
 from hyperagent_common.models import Base
 from hyperagent_common.settings import Settings, env_name
-from hyperagent_tasks.failpoints import NAMES, PUSH_NAMES
+from hyperagent_tasks.failpoints import NAMES, PUSH_NAMES, WATCH_NAMES
 from hyperagent_tasks.radicle import outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def test_the_readmes_first_two_blocks_are_the_two_commands() -> None:
 
 def test_the_failpoints_are_those_the_code_passes() -> None:
     code = "".join(p.read_text() for p in (ROOT / "hyperagent_tasks").glob("*.py"))
-    assert set(re.findall(r'failpoint\("(\w+)"\)', code)) == set(NAMES)
+    assert set(re.findall(r'failpoint\("(\w+)"\)', code)) == {*NAMES, *WATCH_NAMES}
 
 
 def test_the_points_inside_rad_push_are_those_it_passes() -> None:
