@@ -55,7 +55,7 @@ def branch(parts: Parts, step: StepSpec) -> StepSpec:
             workflow.head = head = workflow.head or base
     handover.fetch(parts, step, base, head)
     if step.commit is None and step.publisher in (None, instance(parts.settings)):
-        projects.orderly(parts, step.rid, step.project, base)
+        projects.orderly(parts, step.rid, step.project, step.default_branch, base)
     return replace(step, base=base, head=head)
 
 

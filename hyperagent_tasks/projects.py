@@ -24,7 +24,7 @@ from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
 from hyperagent_tasks import handover
-from hyperagent_tasks.gitgate import Relation, open_source, relation
+from hyperagent_tasks.gitgate import Relation, canonical, open_source, relation
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import is_remote, place
 
@@ -144,18 +144,20 @@ def _verified(parts: Parts, project: Project, values: dict[str, Any]) -> str:
     return head
 
 
-def orderly(parts: Parts, rid: str, name: str, head: str) -> None:
-    """The project's repository is on this host's forge and has the history of `head`, before anything is spent.
+def orderly(parts: Parts, rid: str, name: str, branch: str, head: str) -> None:
+    """The project's repository is on this host's forge and its `branch` has the history of `head`, before anything is spent.
 
+    Radicle's storage is looked at from here: a call into its container would cost each step as much as a container does.
     Raises `NotRegistered`, `Diverged`.
     """
-    found = parts.forge.registration(rid)
-    if found is None:
+    real = parts.forge.name == "radicle"
+    if not ((parts.forge.storage(rid) / "objects").is_dir() if real else parts.forge.registration(rid)):
         mend = "Put it back into the Radicle home, or register the project again."
         raise NotRegistered(f"The repository {rid} of {name} is not on this host's forge any more.", mend=mend)
-    if parts.forge.name != "radicle" or not found.head:
+    theirs = canonical(parts.forge.storage(rid), branch) if real else None
+    if theirs is None:
         return
-    how = relation(parts.gitgate.trusted(name), head, parts.forge.storage(rid), found.head)
+    how = relation(parts.gitgate.trusted(name), head, parts.forge.storage(rid), theirs)
     if how in (Relation.UNRELATED, Relation.DIVERGED):
         apart = _apart(f"the default branch of {name}", rid, how)
         raise Diverged(apart.message, mend=apart.mend)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hyperagent_tasks.gitgate.gate import GitGate, new_repository
-from hyperagent_tasks.gitgate.relation import Relation, relation
+from hyperagent_tasks.gitgate.relation import Relation, canonical, relation
 from hyperagent_tasks.gitgate.source import open_source
 from hyperagent_tasks.gitgate.values import (
     HOST,
@@ -29,6 +29,7 @@ __all__ = [
     "Sealed",
     "SourceInfo",
     "TreePolicy",
+    "canonical",
     "new_repository",
     "open_source",
     "relation",

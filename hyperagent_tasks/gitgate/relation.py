@@ -19,6 +19,12 @@ class Relation(StrEnum):
     UNRELATED = "unrelated"
 
 
+def canonical(other: Path, branch: str) -> str | None:
+    """The commit of a branch in a bare repository that is only looked at, None where it has none. Raises `GitFailed`."""
+    found = git(other, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", ok=(0, 1)).text
+    return found or None
+
+
 def relation(repo: Path, ours: str, other: Path, theirs: str) -> Relation:
     """Our commit in the bare `repo` against their commit in the bare `other`. Raises `DependencyDown`, `GitFailed`."""
     if names.commit(ours) == names.commit(theirs):
