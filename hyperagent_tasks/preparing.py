@@ -122,7 +122,9 @@ def materialise(parts: Parts, whose: Owner, ws: Path, inp: Path) -> None:
 
 
 def reap_older(parts: Parts, step: StepSpec) -> None:
-    """End what an earlier attempt of this step left running on this host."""
+    """End what an earlier attempt of this step left running on this host; a first attempt has none."""
+    if step.claim.number == 1:
+        return
 
     def keep(labels: object) -> bool:
         said = dict(labels) if isinstance(labels, dict) else {}
