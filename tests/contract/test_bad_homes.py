@@ -120,7 +120,7 @@ def test_a_home_too_long_for_a_socket_names_the_setting(top: Path) -> None:
 def small(top: Path) -> Iterator[Path]:
     """A disk of 200 MB."""
     if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
+        parts.missing("the right to mount a small disk", "run the tests as root")
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(top)], capture_output=True, timeout=30, check=False
     )

@@ -12,6 +12,7 @@ import pytest
 from hyperagent_common.errors import BadInput, DependencyDown, IntakeRefused
 from hyperagent_tasks.gitgate import GitGate, Sealed, new_repository, open_source, refs
 from hyperagent_tasks.gitgate.commands import git
+from tests import parts
 from tests.contract.test_gitgate import WHEN, WHO, Bench, bench, tree_with
 
 __all__ = ["bench"]
@@ -174,7 +175,7 @@ def _file(top: Path) -> Path:
 
 def _foreign(top: Path) -> Path:
     if os.geteuid():
-        pytest.skip("only root can give a repository to another user")
+        parts.missing("the right to give a repository to another user", "run the tests as root")
     new_repository(top / "r", {"x": b"x"}, message="m")
     for path in [top / "r", *(top / "r").rglob("*")]:
         os.lchown(path, 12345, 12345)

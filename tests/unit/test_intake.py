@@ -13,13 +13,14 @@ import pytest
 from hyperagent_common.errors import IntakeRefused
 from hyperagent_tasks import beneath, intake
 from hyperagent_tasks.intake import Caps
+from tests import parts
 
 
 @pytest.fixture(params=["openat2", "stepwise"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test runs with the kernel's `openat2` and with the way that stands in for it."""
     if request.param == "openat2" and not beneath.has_openat2():
-        pytest.skip("this kernel has no openat2, or a profile forbids it")
+        parts.missing("openat2 of the kernel", "Linux 5.6, and a profile that allows it")
     if request.param == "stepwise":
         monkeypatch.setattr(beneath, "has_openat2", lambda: False)
     return str(request.param)
