@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from hyperagent_common import db
 from tests import servers
 
 
@@ -23,7 +24,9 @@ def postgres_url(_postgres: str) -> Iterator[str]:
     name = f"t{uuid.uuid4().hex[:12]}"
     with psycopg.connect(_postgres, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
-    yield _postgres.rsplit("/", 1)[0] + f"/{name}"
+    url = _postgres.rsplit("/", 1)[0] + f"/{name}"
+    yield url
+    db.engine(url).dispose()
     with psycopg.connect(_postgres, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 

@@ -54,6 +54,7 @@ class Drive:
         self.app: Celery = queue.make(self.loaded)
         self.faults = Faults(rig, self.app, random.Random(seed + 1))
         self.submitted = self.plans = 0
+        self.telling = time.monotonic() + 60
 
     def prepare(self) -> None:
         """Schema, example repositories, registered projects."""
@@ -93,6 +94,7 @@ class Drive:
                 fault_at = time.monotonic() + self.every * (0.5 + self.dice.random())
             self.faults.wake_stopped()
             self.rig.revive()
+            self._tell(told[0])
             time.sleep(0.1)
         self.faults.settle()
         self.rig.revive()
@@ -126,6 +128,13 @@ class Drive:
                 self.faults.counts["submit_unsent"] += 1
         self.submitted += len(parsed.tasks)
         self.plans += 1
+
+    def _tell(self, done: int) -> None:
+        """Where a long run stands, on standard error once a minute."""
+        if time.monotonic() > self.telling:
+            self.telling = time.monotonic() + 60
+            faults = sum(self.faults.told().values())
+            print(f"{self.submitted} of {self.steps} steps submitted, {done} done, {faults} faults", file=sys.stderr, flush=True)
 
     def _quiet(self) -> None:
         """Wait until nothing is owned any more: the last zombie fenced off, the reaper round once."""

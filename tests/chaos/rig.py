@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import redis
 
+from hyperagent_common import db
 from hyperagent_tasks.gitgate.importing import QUARANTINE
 from tests import parts, servers
 from tests.chaos.engine import Engine
@@ -139,6 +140,7 @@ class Rig:
 
     def end(self) -> None:
         """End everything, the stopped too."""
+        db.engine(self.url).dispose()
         for server in [*self.servers, self.redis, self.database]:
             server.send(signal.SIGCONT, group=True)
             server.end(signal.SIGINT if server is self.database else signal.SIGKILL, group=server is not self.database)

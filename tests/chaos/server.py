@@ -20,7 +20,8 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it."""
+        """Start it; it must not run."""
+        assert not self.alive, f"{self.argv[0]} runs already: a second one would be ended in its place"
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 [*servers.bound(), *self.argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env,

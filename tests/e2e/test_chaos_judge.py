@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from celery import Celery
 from sqlalchemy import select, update
 
 from hyperagent_common import db, events
@@ -26,6 +29,7 @@ from hyperagent_common.states import AttemptState, WorkflowState
 from hyperagent_tasks.gateway.client import GatewayClient, Grant
 from tests.chaos.__main__ import Drive
 from tests.chaos.engine import Engine
+from tests.chaos.faults import Faults
 from tests.chaos.judge import Judge
 from tests.chaos.rig import Rig
 
@@ -44,6 +48,19 @@ def rig() -> Iterator[Rig]:
         finally:
             made.end()
             shutil.rmtree(made.root, ignore_errors=True)
+
+
+def test_a_restart_ends_the_server_that_answers(rig: Rig) -> None:
+    def answering() -> tuple[str, Any]:
+        with rig.client() as client, psycopg.connect(rig.url) as connection:
+            return client.info("server")["run_id"], connection.execute("SELECT pg_postmaster_start_time()").fetchone()
+
+    first, faults = answering(), Faults(rig, Celery(broker=rig.broker, set_as_current=False), random.Random(1))
+    assert faults.restart_redis()
+    assert faults.restart_database()
+    second = answering()
+    assert first[0] != second[0]
+    assert first[1] != second[1]
 
 
 def judged(rig: Rig) -> dict[str, list[str]]:

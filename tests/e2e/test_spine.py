@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from hyperagent_common import db
 from tests import parts
 from tests.harness import Host, plan_of
 
@@ -222,7 +221,6 @@ def test_the_same_flow_runs_on_postgresql_and_debians_redis(real: None, postgres
             assert workflow["parts"]["database"] == "postgresql"
             assert len({step["commit"] for step in workflow["steps"]}) == 2
     finally:
-        db.engine(postgres_url).dispose()
         subprocess.run(["rm", "-rf", str(home)], check=False, timeout=60)
 
 

@@ -196,7 +196,6 @@ def test_a_stream_waits_for_an_event_with_a_smaller_id_that_is_committed_later(p
     with db.transaction(postgres_url, reading=True) as session:
         found, waiting = events.read_on(session, first.id, 10)
     assert ([entry.id for entry in found], waiting) == ([number, second.id], False)
-    db.engine(postgres_url).dispose()
 
 
 def test_scratch_of_a_killed_process_is_reaped_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
