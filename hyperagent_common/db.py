@@ -23,12 +23,26 @@ _AFTER_COMMIT = "hyperagent.after_commit"
 TABLES = (forge_models, patch_models, upkeep_models)
 """Modules with tables besides `models`: imported, so that `Base.metadata` knows all."""
 
+IDLE_SECONDS = 30
+"""A transaction whose process stands still this long (a frozen host, one that was unplugged) is rolled back: its locks would
+hold up every other worker. No transaction of ours waits for anything but the database."""
+POSTGRES = {
+    "connect_timeout": 5,
+    "client_encoding": "utf8",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": IDLE_SECONDS * 1000,
+    "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c lock_timeout={IDLE_SECONDS + 15}s",
+}
+"""How we connect: a server that is gone, a lock that is never let go, are errors in bounded time and not a wait."""
+
 
 @lru_cache(maxsize=8)
 def engine(url: str) -> Engine:
     """The process's engine for `url`: SQLite in WAL with immediate transactions, PostgreSQL by psycopg 3."""
     if url.startswith("postgres"):
-        return create_engine(driver_url(url), pool_pre_ping=True, connect_args={"connect_timeout": 5, "client_encoding": "utf8"})
+        return create_engine(driver_url(url), pool_pre_ping=True, connect_args=POSTGRES)
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
     event.listen(made, "connect", _sqlite_connect)
     event.listen(made, "begin", _sqlite_begin)

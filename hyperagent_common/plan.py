@@ -52,8 +52,8 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """The plan as JSON values, defaults filled in."""
-        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """The plan as JSON values, defaults filled in; its kind first, as people write it."""
+        document: dict[str, Any] = json.loads(json.dumps({"kind": self.kind, **asdict(self)}))
         if not self.settings:
             del document["settings"]  # as plans were before they could have any
         return document

@@ -20,6 +20,8 @@ from hyperagent_common import settings
 from hyperagent_common.errors import BadInput, DependencyDown, Fault
 
 MAX_PLAN = 64 << 20
+DRAFTING = ("queued", "running")
+output_option = click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan here; default: stdout.")
 
 
 def api() -> ApiClient:
@@ -56,7 +58,7 @@ def plan() -> None:
 @plan.command("draft")
 @click.argument("project_name", metavar="PROJECT")
 @click.argument("goal")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan here; default: stdout.")
+@output_option
 @click.option("--timeout", type=float, default=1800, show_default=True, help="Seconds to wait for the planner.")
 @json_option
 @guarded
@@ -65,19 +67,45 @@ def plan_draft(project_name: str, goal: str, output: Path | None, timeout: float
     client, deadline = api(), time.monotonic() + timeout
     made = client.post(f"/api/v1/projects/{quote(project_name, safe='')}/drafts", {"goal": goal})
     words(f"draft {made['id']}: the planner is at work")
-    while made["state"] in ("queued", "running"):
+    while made["state"] in DRAFTING:
         if time.monotonic() > deadline:
-            raise DependencyDown(f"The draft {made['id']} is still {made['state']}.", mend="Is a worker running?")
+            raise DependencyDown(
+                f"The draft {made['id']} is still {made['state']}.", mend=f"Later: hyperagent plan show {made['id']}"
+            )
         time.sleep(0.5)
         made = client.get(f"/api/v1/drafts/{made['id']}")
+    _give(made, output, as_json)
+
+
+@plan.command("show")
+@click.argument("draft")
+@output_option
+@json_option
+@guarded
+def plan_show(draft: str, output: Path | None, as_json: bool) -> None:
+    """The plan of a DRAFT that was asked for before."""
+    made = api().get(f"/api/v1/drafts/{quote(draft, safe='')}")
+    if made["state"] in DRAFTING:
+        raise BadInput(f"The draft {made['id']} is still {made['state']}.", mend="Ask again in a minute.")
+    _give(made, output, as_json)
+
+
+def _give(made: dict[str, Any], output: Path | None, as_json: bool) -> None:
+    """A draft's plan, to a file or to stdout. Raises `BadInput`."""
     if made["state"] != "done":
         raise BadInput(made["reason"] or "The planner wrote no plan.")
     text = json.dumps(made) if as_json else yaml.safe_dump(made["plan"], sort_keys=False, allow_unicode=True, width=100)
     if output is None:
         click.echo(text.rstrip())
-    else:
+        return
+    try:
         output.write_text(text)
-        words(f"{output}: edit it, then: hyperagent run {output} --project {project_name}")
+    except OSError as error:
+        fault = Fault("--output", f"{output} cannot be written: {error.strerror}")
+        raise BadInput(
+            "The plan is kept, but not in that file.", faults=[fault], mend=f"hyperagent plan show {made['id']}"
+        ) from error
+    words(f"{output}: edit it, then: hyperagent run {output} --project {made['project']}")
 
 
 @plan.command("check")

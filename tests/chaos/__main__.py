@@ -79,6 +79,7 @@ class Drive:
 
     def run(self) -> None:
         """Until every workflow ended, or nothing has moved for too long."""
+        self.faults.watch()
         moved, seen, fault_at = time.monotonic(), (-1, -1), time.monotonic() + 1
         while time.monotonic() - moved < self.stall:
             moving, told = self._moving()
@@ -92,7 +93,6 @@ class Drive:
             if time.monotonic() > fault_at:
                 self.faults.one()
                 fault_at = time.monotonic() + self.every * (0.5 + self.dice.random())
-            self.faults.wake_stopped()
             self.rig.revive()
             self._tell(told[0])
             time.sleep(0.1)

@@ -34,8 +34,10 @@ class Faults:
         self.skewed: set[str] = set()
         self.cancelled: set[str] = set()
         self._paused: set[str] = set()
-        self._woken: set[tuple[str, int]] = set()
+        self._seen = 0
         self._waking: list[threading.Timer] = []
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._wake_stopped, daemon=True)
         self.kinds: list[tuple[int, Callable[[], bool]]] = [
             (5, self.kill_child), (3, self.kill_worker), (2, self.kill_group), (4, self.stop_child), (6, self.duplicate),
             (2, self.flush_redis), (1, self.restart_redis), (1, self.restart_database), (3, self.skew_lease),
@@ -138,7 +140,12 @@ class Faults:
     def skew_lease(self) -> bool:
         """A lease that ended long ago, or that holds on too long."""
         with db.transaction(self.rig.url) as session:
-            query = select(WorkflowStep).where(WorkflowStep.state == StepState.RUNNING).limit(1).with_for_update(key_share=True)
+            query = (
+                select(WorkflowStep)
+                .where(WorkflowStep.state == StepState.RUNNING)
+                .limit(1)
+                .with_for_update(key_share=True, skip_locked=True)
+            )
             step = session.scalars(query).first()
             if step is None:
                 return False
@@ -187,12 +194,17 @@ class Faults:
         found = children(worker.process.pid) if worker.process is not None and worker.alive else []
         return self.dice.choice(found) if found else None
 
-    def wake_stopped(self) -> None:
-        """Let go on, once its lease is over, whoever stopped itself at a named point."""
-        for kind, pid in self.rig.accidents():
-            if kind.startswith("stop:") and (kind, pid) not in self._woken:
-                self._woken.add((kind, pid))
-                self._wake(pid)
+    def watch(self) -> None:
+        """Let go on, once its lease is over, whoever stops itself at a named point; also while this waits for a lock of theirs."""
+        self._watch.start()
+
+    def _wake_stopped(self) -> None:
+        while not self._ended.wait(0.2):
+            told = self.rig.accidents()
+            for kind, pid in told[self._seen :]:
+                if kind.startswith("stop:"):
+                    self._wake(pid)
+            self._seen = len(told)
 
     def _wake(self, pid: int) -> None:
         timer = threading.Timer(STOPPED, lambda: _kill(pid, signal.SIGCONT))
@@ -202,7 +214,9 @@ class Faults:
 
     def settle(self) -> None:
         """Wait for the last sleeper."""
-        self.wake_stopped()
+        time.sleep(0.5)
+        self._ended.set()
+        self._watch.join(10)
         for timer in self._waking:
             timer.join(STOPPED + 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,12 @@ class Bench:
         timeout: float = 180,
         max_requests: int = 20,
         cancelled: Callable[[], bool] | None = None,
+        read_after: float = 0,
     ) -> Ran:
-        """Run the agent on a scenario of `replay`; `up/SCENARIO`: by way of a provider of the kind that it needs."""
+        """Run the agent on a scenario of `replay`; `up/SCENARIO`: by way of a provider of the kind that it needs.
+
+        `read_after`: nobody reads its output for so many seconds.
+        """
         agent = adapter(self.name, sandbox=self.runner.name)
         way, slash, name = model.partition("/")
         provider, name = (f"up-{KINDS[agent.dialect or '']}-{name}", "m1") if slash else ("replay", way)
@@ -136,6 +140,8 @@ class Bench:
         base = f"{self.gateway.client.base_url(sandbox=self.runner.name)}/t/{token}"
         command = agent.command(AgentTask(title, prompt, f"{provider}/{name}", base, token, role))
         spec = self._spec(command, self._places(command), timeout, role)
+        if read_after:
+            spec = replace(spec, argv=["sh", "-c", f'"$@" | {{ sleep {read_after}; cat; }}', "sh", *command.argv])
         parser, events, raw, began = agent.parser(role), list[AgentEvent](), bytearray(), time.monotonic()
 
         def sink(stream: str, data: bytes, /) -> None:

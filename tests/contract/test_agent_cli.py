@@ -148,8 +148,9 @@ def test_a_final_answer_of_the_gateway_is_not_asked_for_again(bench: Bench, mode
     assert (ran.outcome.reason, ran.observed.requests) == (reason, 1), (ran.outcome, ran.seconds)
 
 
-def test_output_without_end_neither_fills_memory_nor_hides_the_work(bench: Bench) -> None:
-    ran = bench.run("long")
+@pytest.mark.parametrize("read_after", [0, 10])
+def test_output_without_end_neither_fills_memory_nor_hides_the_work(bench: Bench, read_after: float) -> None:
+    ran = bench.run("long", read_after=read_after)
     assert ran.outcome.ok, (ran.outcome, ran.result.stderr_tail)
     assert ran.files == ["hello.txt"]
     assert all(len(str(event.data)) < 100_000 for event in ran.events)

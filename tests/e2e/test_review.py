@@ -107,7 +107,10 @@ def test_the_truth_table_of_a_lying_agent_is_right(host: Host) -> None:
 
 def test_a_goal_becomes_a_plan_to_edit_and_submit(host: Host, tmp_path: Path) -> None:
     out = tmp_path / "plan.yaml"
-    host.cli("plan", "example", "Mend the calculator and teach it to subtract.", "-o", str(out))
+    nowhere = host.cli("plan", "example", "Mend the calculator and teach it to subtract.", "-o", "/nowhere/p.yaml", check=False)
+    assert "cannot be written" in nowhere.stderr
+    host.cli("plan", "show", nowhere.stderr.rsplit("plan show ", 1)[1].split()[0], "-o", str(out))
+    assert out.read_text().startswith("kind: ")
     assert host.cli("plan", "check", str(out)).stdout.startswith("ok: 2 planner tasks")
 
 
