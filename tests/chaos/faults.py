@@ -195,7 +195,7 @@ class Faults:
         return self.dice.choice(found) if found else None
 
     def watch(self) -> None:
-        """Let go on, once its lease is over, whoever stops itself at a named point; also while this waits for a lock of theirs."""
+        """Let go on, once its lease is over, whoever stops itself at a named point; also while a fault waits for its lock."""
         self._watch.start()
 
     def _wake_stopped(self) -> None:
