@@ -108,6 +108,7 @@ def _resume(session: Session, app: Celery, workflow: Workflow, by: str) -> None:
     events.record(session, EventKind.WORKFLOW_RESUMED, workflow_id=workflow.id, at=moment, by=by)
     for step in workflow.steps:  # their messages may have come and gone while nothing could be claimed
         if step.state == StepState.QUEUED:
+            step.blocked_since = None
             workflows.enqueue(session, app, workflow, step.key, moment)
     session.flush()
     workflows.advance(session, app, workflow.id)

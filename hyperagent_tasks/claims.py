@@ -7,6 +7,7 @@ where the fencing number is no longer ours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hyperagent_common import db, events, workflows
 from hyperagent_common.errors import (
     BudgetSpent,
     DependencyDown,
+    DiskFull,
     HyperagentError,
     LeaseLost,
     Permanent,
@@ -36,6 +38,12 @@ from hyperagent_tasks import leases
 log = logging.getLogger(__name__)
 OUTAGES = (ProviderDown, PushFailed)
 """What fails at somebody else's: it costs attempts, but the last one is not spent before `outage` seconds have passed."""
+
+HOST: dict[int | None, type[DependencyDown]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), DiskFull),
+    **dict.fromkeys((errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM), DependencyDown),
+}
+"""A host in trouble is no fault of its step: another host may take it, and it waits at no cost."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,12 @@ class Claim:
 
     @property
     def waited(self) -> float:
-        """Seconds this step had been waiting for a dependency when it was claimed."""
+        """Seconds this step had been waiting for a dependency when it was claimed; what its attempts took is not in it."""
         return (self.claimed_at - (self.blocked_since or self.claimed_at)).total_seconds()
+
+    def blocked(self, moment: datetime) -> datetime:
+        """The `blocked_since` of a step whose attempt ends now for what it waits for: its clock stood while the attempt ran."""
+        return moment - timedelta(seconds=self.waited)
 
     def age(self, moment: datetime) -> float:
         """Seconds since the claim."""
@@ -93,15 +105,18 @@ def take(url: str, app: Celery, step_id: str, generation: int, worker: str, leas
 
 
 def _take(session: Session, step_id: str, generation: int, worker: str, lease: float) -> Claim | None:
+    """The claim, under a shared lock of its workflow: whoever pauses it waits for this, or this sees that it is paused."""
     moment = db.now(session)
     running = select(Workflow.id).where(Workflow.id == WorkflowStep.workflow_id, Workflow.state == WorkflowState.RUNNING)
+    if session.scalar(running.where(WorkflowStep.id == step_id).with_for_update(read=True, of=Workflow)) is None:
+        return None
     free = or_(
         WorkflowStep.state == StepState.QUEUED,
         and_(WorkflowStep.state == StepState.RUNNING, WorkflowStep.lease_until < moment),
     )
     step = session.scalar(
         update(WorkflowStep)
-        .where(WorkflowStep.id == step_id, WorkflowStep.generation == generation, free, running.exists())
+        .where(WorkflowStep.id == step_id, WorkflowStep.generation == generation, free)
         .values(
             state=StepState.RUNNING,
             fence=WorkflowStep.fence + 1,
@@ -213,7 +228,7 @@ def release(url: str, claim: Claim, error: HyperagentError) -> None:
         step.state, step.queued_at, step.sent_at, step.lease_until = StepState.QUEUED, moment, moment, None
         step.reason = error.sentence
         step.free_attempts += int(waiting)
-        step.blocked_since = (claim.blocked_since or claim.claimed_at) if waiting or outage else None
+        step.blocked_since = claim.blocked(moment) if waiting or outage else None
         attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
         events.record(
             session,
@@ -234,6 +249,7 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
         step.free_attempts += 1
+        step.blocked_since = None
         step.reason = "Its worker was stopped."
         attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
         attempt.error_type, attempt.reason = "drained", step.reason
@@ -253,7 +269,7 @@ def forward(url: str, app: Celery, claim: Claim, to: str, patience: float) -> No
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
         step.free_attempts += 1
-        step.blocked_since = claim.blocked_since or moment
+        step.blocked_since = claim.blocked(moment)
         step.reason = f"Waits for the host {to}, which publishes this project."
         attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
         attempt.error_type, attempt.reason = "forwarded", step.reason
@@ -272,7 +288,7 @@ def hold(url: str, claim: Claim, error: BudgetSpent) -> None:
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
         step.state, step.queued_at, step.lease_until, step.reason = StepState.QUEUED, moment, None, error.sentence
-        step.free_attempts += 1
+        step.free_attempts, step.blocked_since = step.free_attempts + 1, None
         attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
         said = {"scope": error.scope, "reason": error.message}
         events.record(session, EventKind.BUDGET_SPENT, step=step, attempt=attempt, at=moment, **said)
@@ -286,6 +302,8 @@ def give_up(url: str, app: Celery, claim: Claim, error: HyperagentError) -> None
 
 
 def dead_letter(session: Session, app: Celery, claim: Claim, error_type: str, reason: str) -> None:
+    """The step failed for good: its letter, and a new version of its workflow, which the caller has locked."""
+    session.get_one(Workflow, claim.workflow_id).version += 1
     step = session.get_one(WorkflowStep, claim.step_id)
     moment = db.now(session)
     step.state, step.finished_at, step.lease_until, step.reason = StepState.FAILED, moment, None, reason
@@ -350,6 +368,9 @@ def fail(
 
 def _named(error: BaseException, claim: Claim, patience: float, outage: float) -> BaseException:
     """The error as one of ours; a Transient without attempts (or patience) left will not pass any more."""
+    if isinstance(error, OSError) and error.errno in HOST:
+        told = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        error = HOST[error.errno](f"This host cannot go on: {told}.", mend="Look at its disk, memory and limits.")
     if isinstance(error, DependencyDown):
         if claim.waited <= patience:
             return error

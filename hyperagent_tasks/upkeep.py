@@ -14,14 +14,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, patches, queue, workflows
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
-from hyperagent_common.states import AttemptState, StepState, WorkflowState
+from hyperagent_common.states import STEP_ENDED, AttemptState, StepState, WorkflowState
 from hyperagent_common.upkeep_models import Reconciler
 from hyperagent_tasks import claims, resending
 from hyperagent_tasks.claims import Claim
@@ -177,11 +177,15 @@ def _stuck(r: WorkflowStep, began: datetime | None) -> Stuck:
 
 
 def idle_workflows(session: Session) -> list[str]:
-    """Running workflows in which no step moves: something should be queued, or they have ended."""
-    moving = select(WorkflowStep.id).where(
-        WorkflowStep.workflow_id == Workflow.id, WorkflowStep.state.in_([StepState.QUEUED, StepState.RUNNING])
+    """Workflows in which no step moves: something should be queued, or they have ended; of the paused those that have."""
+    steps = select(WorkflowStep.id).where(WorkflowStep.workflow_id == Workflow.id)
+    moving = steps.where(WorkflowStep.state.in_([StepState.QUEUED, StepState.RUNNING])).exists()
+    left = steps.where(WorkflowStep.state.not_in(STEP_ENDED)).exists()
+    idle = or_(
+        and_(Workflow.state == WorkflowState.RUNNING, ~moving),
+        and_(Workflow.state == WorkflowState.PAUSED, ~left),
     )
-    query = select(Workflow.id).where(Workflow.state == WorkflowState.RUNNING, ~moving.exists())
+    query = select(Workflow.id).where(idle)
     return list(session.scalars(query.order_by(Workflow.id).limit(BATCH)))
 
 
@@ -211,7 +215,7 @@ def _apply(parts: Parts, seen: Stuck, action: Action, limits: Limits) -> bool:
 
 def _expire(session: Session, step: WorkflowStep, action: Action, moment: datetime) -> None:
     """The worker that held this step is gone or late: queue it again; its fence keeps the old one from writing."""
-    step.lease_until, step.reason = None, REASONS[action].format(owner=step.lease_owner)
+    step.lease_until, step.blocked_since, step.reason = None, None, REASONS[action].format(owner=step.lease_owner)
     running = (StepAttempt.step_id == step.id, StepAttempt.state == AttemptState.RUNNING)
     for attempt in session.scalars(select(StepAttempt).where(*running)):
         attempt.state, attempt.finished_at, attempt.reason = AttemptState.ABANDONED, moment, step.reason

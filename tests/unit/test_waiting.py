@@ -1,0 +1,138 @@
+"""What waits, waits for what it waits for: not for its own work, not for a pause, not for a process that stands still."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, update
+
+from hyperagent_common import db, workflows
+from hyperagent_common.errors import DependencyDown, DiskFull, Permanent, PushFailed
+from hyperagent_common.models import Workflow, WorkflowStep
+from hyperagent_common.states import Action, StepState, WorkflowState
+from hyperagent_tasks import claims, upkeep
+from hyperagent_tasks.claims import Claim, StepTaken
+from tests.unit.test_actions import act, failed
+from tests.unit.test_claims import LINE, Sent, app, state, steps, submitted, take, url
+
+__all__ = ["app", "url"]
+HOUR = 3600.0
+
+
+def began(claim: Claim, seconds: float) -> Claim:
+    """The claim as if its attempt had begun so long ago."""
+    ago = timedelta(seconds=seconds)
+    since = claim.blocked_since and claim.blocked_since - ago
+    return replace(claim, claimed_at=claim.claimed_at - ago, blocked_since=since)
+
+
+@pytest.mark.parametrize("error", [DependencyDown("away"), PushFailed("no peer")])
+def test_what_an_attempt_worked_is_no_waiting(url: str, app: Sent, error: Exception) -> None:
+    workflow_id = submitted(url, app, LINE, max_attempts=2)
+    for _ in range(4):
+        claim = began(take(url, app, steps(url, workflow_id)["a"]), 2 * HOUR)
+        assert claims.fail(url, app, claim, error, patience=HOUR, outage=HOUR) is error
+    assert steps(url, workflow_id)["a"].state == StepState.QUEUED
+    with db.transaction(url) as session:
+        waiting = update(WorkflowStep).where(WorkflowStep.key == "a")
+        session.execute(waiting.values(blocked_since=db.now(session) - timedelta(seconds=HOUR + 1)))
+    last = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), error, patience=HOUR, outage=HOUR)
+    assert isinstance(last, Permanent)
+
+
+def test_a_pause_is_no_waiting(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, LINE)
+    claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), DependencyDown("away"))
+    act(url, app, workflow_id, Action.PAUSE)
+    assert steps(url, workflow_id)["a"].blocked_since is not None
+    act(url, app, workflow_id, Action.RESUME)
+    assert take(url, app, steps(url, workflow_id)["a"]).waited == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.ENOSPC, DiskFull), (errno.EIO, DependencyDown), (errno.EMFILE, DependencyDown)]
+)
+def test_a_host_in_trouble_is_waited_for_and_is_no_fault_of_the_step(
+    url: str, app: Sent, number: int, expected: type[Exception]
+) -> None:
+    workflow_id = submitted(url, app, LINE)
+    told = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), OSError(number, "trouble", "/x"))
+    assert type(told) is expected
+    row = steps(url, workflow_id)["a"]
+    assert (row.state, row.free_attempts) == (StepState.QUEUED, 1)
+    assert "trouble: /x" in str(row.reason)
+
+
+def test_a_file_that_is_not_there_is_still_a_fault_of_ours(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, LINE)
+    told = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), FileNotFoundError(errno.ENOENT, "no", "/x"))
+    assert isinstance(told, Permanent)
+
+
+def test_a_paused_workflow_whose_steps_are_done_ends_without_its_message(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, {**LINE, "tasks": LINE["tasks"][:1]})  # type: ignore[index]
+    claim = take(url, app, steps(url, workflow_id)["a"])
+    act(url, app, workflow_id, Action.PAUSE)
+    claims.finish(url, app, claim, "a" * 40)  # and the chain's last link is lost
+    with db.transaction(url) as session:
+        assert upkeep.idle_workflows(session) == [workflow_id]
+        workflows.advance(session, app, workflow_id)
+    assert state(url, workflow_id) == WorkflowState.DONE
+
+
+def test_a_workflow_paused_before_its_end_is_left_alone(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, LINE)
+    act(url, app, workflow_id, Action.PAUSE)
+    with db.transaction(url, reading=True) as session:
+        assert upkeep.idle_workflows(session) == []
+
+
+def test_a_dead_letter_is_a_new_version_of_the_workflow(url: str, app: Sent) -> None:
+    two = {**LINE, "tasks": [LINE["tasks"][0], {"id": "b", "title": "b", "instructions": "b"}]}  # type: ignore[index]
+    workflow_id = submitted(url, app, two)
+    failed(url, app, workflow_id)
+    with db.transaction(url, reading=True) as session:
+        assert session.get_one(Workflow, workflow_id).version == 2
+
+
+def test_a_claim_that_waited_for_a_pause_sees_it(postgres_url: str, app: Sent) -> None:
+    db.upgrade(postgres_url)
+    workflow_id = submitted(postgres_url, app, LINE)
+    step, found = steps(postgres_url, workflow_id)["a"], list[object]()
+
+    def claim() -> None:
+        try:
+            found.append(take(postgres_url, app, step))
+        except StepTaken as taken:
+            found.append(taken)
+
+    thread = threading.Thread(target=claim)
+    with db.transaction(postgres_url) as session:
+        workflow = workflows.locked(session, workflow_id)
+        thread.start()
+        time.sleep(1)  # it waits for the lock now
+        assert not found
+        workflows.pause(session, workflow)
+    thread.join(30)
+    assert isinstance(found[0], StepTaken)
+
+
+def test_a_transaction_that_stands_still_lets_go_of_its_locks(
+    postgres_url: str, app: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {**db.POSTGRES, "options": "-c idle_in_transaction_session_timeout=500ms -c lock_timeout=20s"}
+    assert "idle_in_transaction_session_timeout=30s" in str(db.POSTGRES["options"])
+    monkeypatch.setattr(db, "POSTGRES", short)
+    db.upgrade(postgres_url)
+    workflow_id = submitted(postgres_url, app, LINE)
+    with pytest.raises(DependencyDown), db.transaction(postgres_url) as frozen:
+        workflows.locked(frozen, workflow_id)
+        with db.transaction(postgres_url) as other:
+            workflows.locked(other, workflow_id)  # waits until the frozen one is ended
+        frozen.scalar(select(Workflow.id))
+    claims.finish(postgres_url, app, take(postgres_url, app, steps(postgres_url, workflow_id)["a"]), "a" * 40)
