@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from hyperagent_common import db, events, patches, workflows
 from hyperagent_common.errors import Conflict, NotFound
 from hyperagent_common.events import EventKind
-from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import DeadLetter, Project, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import ALLOWED, STEP_ENDED, STEP_RETRY, Action, AttemptState, StepState, WorkflowState
 
 CANCELLED = "cancelled"
@@ -138,6 +138,7 @@ def _cancel_step(session: Session, step: WorkflowStep, moment: datetime, told: s
 
 def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[WorkflowStep], budget: int, by: str) -> None:
     """Each failed step gets `budget` attempts more."""
+    _require_project(session, workflow)
     moment = db.now(session)
     for step in failed:
         _resolve(session, step.id, "replayed", by)
@@ -149,6 +150,15 @@ def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[Workf
         workflow.finished_at = None
     session.flush()
     workflows.advance(session, app, workflow.id)
+
+
+def _require_project(session: Session, workflow: Workflow) -> None:
+    """Raise `Conflict` where the project was removed; whoever removes it now waits for us, or we for them."""
+    query = select(Project).where(Project.id == workflow.project_id).with_for_update(read=True, key_share=True)
+    project = session.scalars(query.execution_options(populate_existing=True)).one()
+    if project.removed_at is not None:
+        mend = "Register it again: `hyperagent project add NAME PATH`."
+        raise Conflict(f"The project {project.name} is removed; nothing of it runs any more.", mend=mend)
 
 
 def _resolve(session: Session, step_id: str, resolution: str, by: str) -> None:

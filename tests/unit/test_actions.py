@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperagent_common import actions, db
+from hyperagent_common import actions, db, projects
 from hyperagent_common.errors import (
     AgentFailed,
     Conflict,
@@ -168,6 +168,26 @@ def test_only_a_failed_step_is_retried(url: str, app: Sent) -> None:
     with db.transaction(url) as session:
         actions.retry_step(session, app, workflow_id, "a", budget=BUDGET)
     assert steps(url, workflow_id)["a"].state == StepState.QUEUED
+
+
+def test_nothing_of_a_removed_project_is_retried(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, LINE)
+    failed(url, app, workflow_id)
+    letter, name = letters(url)[0].id, _remove_project(url, workflow_id)
+    for again in (
+        lambda s: actions.take(s, app, workflow_id, Action.RETRY, budget=BUDGET),
+        lambda s: actions.retry_step(s, app, workflow_id, "a", budget=BUDGET),
+        lambda s: actions.replay(s, app, letter, budget=BUDGET),
+    ):
+        with pytest.raises(Conflict, match=f"The project {name} is removed"), db.transaction(url) as session:
+            again(session)
+    assert (state(url, workflow_id), steps(url, workflow_id)["a"].state) == (WorkflowState.FAILED, StepState.FAILED)
+    assert letters(url)[0].resolved_at is None
+
+
+def _remove_project(url: str, workflow_id: str) -> str:
+    with db.transaction(url) as session:
+        return projects.remove(session, session.get_one(Workflow, workflow_id).project.name, None).name
 
 
 def test_many_callers_at_once_cancel_once(url: str, app: Sent) -> None:
