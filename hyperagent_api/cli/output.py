@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, NoReturn
 
 import click
+import requests
 
 from hyperagent_common.errors import BadInput, DependencyDown, HyperagentError, NotFound, NotReady, Refused
 
@@ -46,10 +47,21 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except HyperagentError as error:
             fail(error, as_json=bool(kwargs.get("as_json")))
+        except requests.RequestException:
+            fail(DependencyDown("The API's answer broke off.", mend="Ask again."), as_json=bool(kwargs.get("as_json")))
+        except BrokenPipeError:  # whoever reads us has enough: click ends quietly
+            raise
+        except OSError as error:
+            fail(_system(error), as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 
     return run
+
+
+def _system(error: OSError) -> HyperagentError:
+    """What the system refused: a file that was named wrongly is wrong input, anything else is our failing."""
+    return BadInput(f"{error.filename}: {error.strerror}") if error.filename else HyperagentError(str(error))
 
 
 def emit(value: Any) -> None:
