@@ -65,29 +65,30 @@ def retry_step(
     return workflow
 
 
-def replay(session: Session, app: Celery, letter_id: str, *, budget: int, by: str = "") -> DeadLetter:
+def replay(session: Session, app: Celery, letter_id: str, *, budget: int, by: str = "", version: int | None = None) -> DeadLetter:
     """Retry the step of an open dead letter. Raises `NotFound`, `Conflict`."""
-    letter = _letter(session, letter_id)
+    letter = _letter(session, letter_id, version)
     step = session.get_one(WorkflowStep, letter.step_id)
     retry_step(session, app, step.workflow_id, step.key, budget=budget, by=by)
     return letter
 
 
-def discard(session: Session, letter_id: str, *, by: str = "") -> DeadLetter:
+def discard(session: Session, letter_id: str, *, by: str = "", version: int | None = None) -> DeadLetter:
     """Close a dead letter without trying again; its step stays failed. Raises `NotFound`, `Conflict`."""
-    letter = _letter(session, letter_id)
+    letter = _letter(session, letter_id, version)
     _resolve(session, letter.step_id, "discarded", by)
     return letter
 
 
-def _letter(session: Session, letter_id: str) -> DeadLetter:
+def _letter(session: Session, letter_id: str, version: int | None) -> DeadLetter:
     found = session.get(DeadLetter, letter_id)
     if found is None:
         raise NotFound(f"There is no dead letter {letter_id!r}.")
-    workflows.locked(session, session.get_one(WorkflowStep, found.step_id).workflow_id)
+    workflow = workflows.locked(session, session.get_one(WorkflowStep, found.step_id).workflow_id)
     session.refresh(found)
     if found.resolved_at is not None:
         raise Conflict(f"The dead letter was {found.resolution} already.")
+    _expected(workflow, version)
     return found
 
 

@@ -89,24 +89,27 @@ def dead_letters_list(resolved: bool, limit: int, as_json: bool) -> None:
 
 @dead_letters.command("replay")
 @click.argument("letter")
+@version_option
 @json_option
 @guarded
-def dead_letters_replay(letter: str, as_json: bool) -> None:
+def dead_letters_replay(letter: str, version: int | None, as_json: bool) -> None:
     """Retry the step of LETTER with a new budget of attempts."""
-    _resolve(letter, "replay", as_json)
+    _resolve(letter, "replay", version, as_json)
 
 
 @dead_letters.command("discard")
 @click.argument("letter")
+@version_option
 @json_option
 @guarded
-def dead_letters_discard(letter: str, as_json: bool) -> None:
+def dead_letters_discard(letter: str, version: int | None, as_json: bool) -> None:
     """Close LETTER without trying again; its step stays failed."""
-    _resolve(letter, "discard", as_json)
+    _resolve(letter, "discard", version, as_json)
 
 
-def _resolve(letter: str, action: str, as_json: bool) -> None:
-    row = api().post(f"/api/v1/dead-letters/{quote(letter, safe='')}/{action}", {})
+def _resolve(letter: str, action: str, version: int | None, as_json: bool) -> None:
+    asked = {} if version is None else {"version": version}
+    row = api().post(f"/api/v1/dead-letters/{quote(letter, safe='')}/{action}", asked)
     emit(row) if as_json else click.echo(f"{row['id']}  {row['resolution']}  step {row['step']} of {row['workflow_id']}")
 
 
