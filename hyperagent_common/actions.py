@@ -149,6 +149,8 @@ def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[Workf
     if workflow.state == WorkflowState.FAILED:
         workflows.move(workflow, WorkflowState.RUNNING, None)
         workflow.finished_at = None
+    else:
+        workflow.version += 1
     session.flush()
     workflows.advance(session, app, workflow.id)
 

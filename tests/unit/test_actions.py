@@ -125,6 +125,20 @@ def test_a_stale_version_is_refused_and_the_right_one_is_taken(url: str, app: Se
     assert act(url, app, workflow_id, Action.RESUME, version=2).version == 3
 
 
+def test_a_step_retried_while_its_workflow_runs_makes_the_version_that_was_seen_stale(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, DIAMOND)
+    claims.finish(url, app, take(url, app, steps(url, workflow_id)["a"]), "a" * 40)
+    advance(url, app, workflow_id)
+    failed(url, app, workflow_id, "b")
+    with db.transaction(url, reading=True) as session:
+        seen = session.get_one(Workflow, workflow_id).version
+    assert state(url, workflow_id) == WorkflowState.RUNNING
+    with db.transaction(url) as session:
+        assert actions.retry_step(session, app, workflow_id, "b", budget=BUDGET, version=seen).version == seen + 1
+    with pytest.raises(Conflict, match=f"version {seen + 1}, not at version {seen}"):
+        act(url, app, workflow_id, Action.CANCEL, version=seen)
+
+
 def test_a_failed_workflow_is_retried_with_a_new_budget_and_its_letters_are_closed(url: str, app: Sent) -> None:
     workflow_id = submitted(url, app, LINE)
     for _ in range(2):
