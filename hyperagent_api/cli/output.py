@@ -34,7 +34,7 @@ def fail(error: HyperagentError, *, as_json: bool) -> NoReturn:
         faults = [{"field": f.field, "message": f.message} for f in error.faults]
         emit({"error": error.type, "title": error.message, "errors": faults, "mend": error.mend})
     else:
-        click.echo(str(error), err=True)
+        words(str(error))
     sys.exit(exit_code(error))
 
 
@@ -74,9 +74,14 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def first_line(text: str) -> str:
+    """The first line of a text."""
+    return text.strip().partition("\n")[0]
+
+
 def words(text: str) -> None:
-    """A sentence for a person, on stderr."""
-    click.echo(text, err=True)
+    """Sentences for a person, on stderr; a reason in them may be an agent's."""
+    click.echo("\n".join(plain(line) for line in text.splitlines()), err=True)
 
 
 SENTENCES: dict[str, str] = {

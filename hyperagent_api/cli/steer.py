@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import click
 
-from hyperagent_api.cli.output import emit, guarded, json_option, words
+from hyperagent_api.cli.output import emit, first_line, guarded, json_option, plain, words
 from hyperagent_api.cli.work import api
 
 version_option = click.option("--version", "version", type=int, help="Refuse where the workflow is at another version.")
@@ -81,8 +81,8 @@ def dead_letters_list(resolved: bool, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first."""
     rows = api().get("/api/v1/dead-letters", resolved=str(resolved).lower(), limit=limit)
     for row in rows:
-        said = f"{row['id']}  {row['workflow_id']}  {row['step']:20} {row['error_type']:16} {row['reason'].splitlines()[0]}"
-        emit(row) if as_json else click.echo(said)
+        said = f"{row['id']}  {row['workflow_id']}  {row['step']:20} {row['error_type']:16} {first_line(row['reason'])}"
+        emit(row) if as_json else click.echo(plain(said))
     if not rows:
         words("No dead letters.")
 

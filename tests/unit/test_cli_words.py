@@ -142,3 +142,35 @@ def test_what_cannot_be_done_is_a_sentence(
         monkeypatch.setenv(name, value)
     done = call(*[str(tmp_path / "plan.yaml") if word == "PLAN" else word for word in words])
     assert (done.exit_code, told in done.stderr) == (code, True), (done.exit_code, done.output)
+
+
+EVIL = "x\x1b]0;owned\x07\x1b[2J\x9b2J"
+
+
+def test_what_an_agent_wrote_is_shown_to_the_terminal_and_not_obeyed(serve: Callable[[Answers], list[str]]) -> None:
+    run = {"id": "r", "round": 1, "role": EVIL, "provider": EVIL, "model": EVIL, "end_reason": EVIL, "cost_usd": None}
+    run |= {"input_tokens": 1, "output_tokens": 1}
+    found = {"severity": EVIL, "path": EVIL, "message": EVIL + "\n  done      forged"}
+    verdict = {"agent_run_id": "r", "decision": "rejected", "summary": EVIL, "findings": [found]}
+    step = {"id": "s", "key": "a", "state": "failed", "commit": None, "attempt_count": 1, "reason": f"{EVIL}\n{EVIL}"}
+    step |= {"attempts": [{"agent_runs": [run], "verdicts": [verdict]}]}
+    workflow = {**WORKFLOW, "title": EVIL, "reason": EVIL, "patch_skip": {"reason": EVIL}, "steps": [step]}
+    letter = {"id": "l", "workflow_id": "w", "step": "a", "error_type": EVIL, "reason": EVIL}
+    answers = {
+        "/api/v1/workflows/0199": workflow,
+        "/api/v1/workflows": [workflow],
+        "/api/v1/dead-letters": [letter],
+        "/api/v1/drafts/d": {"id": "d", "state": "failed", "reason": EVIL},
+    }
+    serve(lambda path: (200, json.dumps(answers[path.partition("?")[0]]).encode(), False))
+    for words in (["show", "0199"], ["list"], ["dead-letters", "list"], ["plan", "show", "d"]):
+        done = call(*words)
+        assert "x\\x1b]0;owned\\x07\\x1b[2J\\x9b2J" in done.output, done.output
+        assert all(char.isprintable() or char == "\n" for char in done.output), words
+    assert not any(line.startswith("  done      forged") for line in call("show", "0199").output.splitlines())
+
+
+def test_a_letter_without_a_reason_is_listed(serve: Callable[[Answers], list[str]]) -> None:
+    letter = {"id": "l", "workflow_id": "w", "step": "a", "error_type": "internal", "reason": ""}
+    serve(lambda path: (200, json.dumps([letter]).encode(), False))
+    assert call("dead-letters", "list").output.startswith("l  w  a")
