@@ -13,14 +13,14 @@ import click
 import yaml
 
 from hyperagent_api import bodies
-from hyperagent_api.cli.output import FAILED, emit, first_line, guarded, json_option, patch_lines, plain, sentence, words
+from hyperagent_api.cli.follow import watched
+from hyperagent_api.cli.output import FAILED, emit, first_line, guarded, json_option, patch_lines, plain, words
 from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
-from hyperagent_common.errors import BadInput, DependencyDown, Fault, NotReady
+from hyperagent_common.errors import BadInput, DependencyDown, Fault
 
 MAX_PLAN = 64 << 20
-PATIENCE_SECONDS, RECONNECT_SECONDS = 60.0, 1.0
 DRAFTING = ("queued", "running")
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan here; default: stdout.")
 
@@ -141,29 +141,6 @@ def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_jso
     emit(workflow) if as_json else click.echo(workflow["id"] if not follow else summary(workflow))
     if follow and workflow["state"] != "done":
         sys.exit(FAILED)
-
-
-def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
-    """Say every event on stderr until the workflow has ended; returns it.
-
-    An API that is away for less than `PATIENCE_SECONDS` is waited for. Raises `DependencyDown`, `NotReady`.
-    """
-    workflow: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow_id}")
-    path = f"/api/v1/workflows/{workflow['id']}"
-    keys, after, heard = {step["id"]: step["key"] for step in workflow["steps"]}, 0, time.monotonic()
-    while True:
-        try:
-            for event in client.events(f"{path}/stream", after):
-                if event["kind"] == "end":
-                    ended: dict[str, Any] = client.get(path)
-                    return ended
-                after, heard = event.get("id", after), time.monotonic()
-                if event["kind"] not in ("ping", "step.heartbeat"):
-                    words(sentence(event, keys))
-        except (DependencyDown, NotReady):
-            if time.monotonic() - heard > PATIENCE_SECONDS:
-                raise
-        time.sleep(RECONNECT_SECONDS)
 
 
 def summary(workflow: dict[str, Any]) -> str:

@@ -120,6 +120,7 @@ def events(workflow_id: str) -> Any:
 @blueprint.route("/<workflow_id>/stream")
 @blueprint.response(200, {"type": "string"}, content_type="text/event-stream")
 @blueprint.alt_response(404, description="No such workflow")
+@blueprint.alt_response(503, description=stream.USED_UP)
 def follow(workflow_id: str) -> flask.Response:
     """The same as server-sent events, until the workflow has ended."""
     workflow_id = find(workflow_id)

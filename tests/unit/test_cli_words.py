@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hyperagent_api.cli import output, work
+from hyperagent_api.cli import follow, output
 from hyperagent_api.cli.main import main
 
 PLAN = "kind: hyperagent/plan\ntitle: t\ntasks: [{id: a, title: a, instructions: x}]\n"
@@ -77,7 +77,7 @@ def event(number: int, kind: str) -> bytes:
 def test_watch_waits_for_an_api_that_restarts_and_goes_on_where_it_was(
     serve: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "RECONNECT_SECONDS", 0.01)
     end = b'event: end\ndata: {"state": "done"}\n\n'
     streams = [
         (200, b"retry: 2000\n\n" + event(7, "workflow.submitted"), True),
@@ -86,7 +86,15 @@ def test_watch_waits_for_an_api_that_restarts_and_goes_on_where_it_was(
         (200, b": ping\n\n", True),
         (200, event(8, "workflow.resumed") + end, False),
     ]
-    asked = serve(lambda path: streams.pop(0) if "/stream" in path else (200, json.dumps(WORKFLOW).encode(), False))
+    busy = {f"/api/v1/workflows/{WORKFLOW['id']}": b"{}"}  # the database is away for all but the first look
+    first = json.dumps(WORKFLOW).encode()
+
+    def answers(path: str) -> tuple[int, bytes, bool]:
+        if "/stream" in path:
+            return streams.pop(0)
+        return (503, busy[path], False) if path in busy and len(streams) == 3 else (200, first, False)
+
+    asked = serve(answers)
     done = call("watch", "0199")
     assert (done.exit_code, streams) == (output.DONE, [])
     assert [path.partition("after=")[2] for path in asked if "/stream" in path] == ["0", "7", "7", "7", "7"]
@@ -96,13 +104,35 @@ def test_watch_waits_for_an_api_that_restarts_and_goes_on_where_it_was(
 def test_watch_gives_up_on_an_api_that_stays_away_and_does_not_say_that_the_workflow_failed(
     serve: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "RECONNECT_SECONDS", 0.01)
-    monkeypatch.setattr(work, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(follow, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.1)
     body = json.dumps(WORKFLOW).encode()
     serve(lambda path: (200, b"retry: 2000\n\n", True) if "/stream" in path else (200, body, False))
     done = call("watch", "0199")
     assert done.exit_code == output.UNREACHABLE
     assert "does not answer" in done.stderr
+
+
+def test_watch_reads_the_events_page_by_page_where_no_stream_is_free(
+    serve: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "RECONNECT_SECONDS", 0.01)
+    states = ["running", "running", "done", "done"]
+    pages = [
+        [json.loads(event(number, kind).split(b"data: ")[1])] for number, kind in ((7, "step.resent"), (8, "workflow.resumed"))
+    ]
+
+    def answers(path: str) -> tuple[int, bytes, bool]:
+        if "/stream" in path:
+            return 503, b'{"title": "48 event streams are open."}', False
+        found = pages.pop(0) if "/events" in path else {**WORKFLOW, "state": states.pop(0)}
+        return 200, json.dumps(found).encode(), False
+
+    asked = serve(answers)
+    done = call("watch", "0199")
+    assert (done.exit_code, states, pages) == (output.DONE, [], [])
+    assert [path.partition("?")[2] for path in asked if "/events" in path] == ["after=0", "after=7"]
+    assert (done.stderr.count("sent again"), done.stderr.count("resumed")) == (1, 1)
 
 
 @pytest.mark.parametrize(
