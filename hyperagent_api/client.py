@@ -12,6 +12,7 @@ from hyperagent_common.errors import BadInput, DependencyDown, Fault, Hyperagent
 from hyperagent_common.settings import Settings
 
 KINDS: dict[int, type[HyperagentError]] = {404: NotFound, 409: Refused, 401: Refused, 403: Refused, 503: NotReady}
+KINDS |= {502: DependencyDown, 504: DependencyDown}  # a proxy's word for an API that is away
 
 
 class ApiClient:
@@ -26,15 +27,15 @@ class ApiClient:
 
     def get(self, path: str, **query: Any) -> Any:
         """GET, decoded."""
-        return self._ask("GET", path, params=query).json()
+        return self._decoded(self._ask("GET", path, params=query))
 
     def post(self, path: str, body: Any, **headers: str) -> Any:
         """POST JSON, decoded."""
-        return self._ask("POST", path, json=body, headers=headers).json()
+        return self._decoded(self._ask("POST", path, json=body, headers=headers))
 
     def patch(self, path: str, body: Any) -> Any:
         """PATCH JSON, decoded."""
-        return self._ask("PATCH", path, json=body).json()
+        return self._decoded(self._ask("PATCH", path, json=body))
 
     def delete(self, path: str, **headers: str) -> None:
         """DELETE."""
@@ -45,30 +46,53 @@ class ApiClient:
         return self._ask("GET", path, params=query, stream=True)
 
     def events(self, path: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Server-sent events as dictionaries, `{"kind": "end", ...}` last."""
+        """Server-sent events and pings as dictionaries, `{"kind": "end", ...}` last.
+
+        Raises `DependencyDown` where the stream ends before: come back with the last id.
+        """
         answer = self._ask("GET", path, params={"after": after}, stream=True)
-        kind = ""
-        for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
-            if line.startswith("event: "):
-                kind = line[7:]
-            elif line.startswith("data: "):
-                yield {**json.loads(line[6:]), **({"kind": "end"} if kind == "end" else {})}
+        kind, answer.encoding = "", "utf-8"
+        try:
+            for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+                if line.startswith("event: "):
+                    kind = line[7:]
+                elif line.startswith(":"):
+                    yield {"kind": "ping"}
+                elif line.startswith("data: "):
+                    yield {**json.loads(line[6:]), **({"kind": "end"} if kind == "end" else {})}
+        except requests.RequestException as error:
+            raise self._down() from error
+        if kind != "end":
+            raise self._down()
 
     def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
         try:
             answer = self._session.request(method, self.url + path, timeout=self._timeout, **more)
+        except (UnicodeError, requests.exceptions.InvalidHeader) as error:
+            told = "A word of the request, the idempotency key or the token holds characters that cannot be sent."
+            raise BadInput(told, mend="Use plain letters and digits there.") from error
         except requests.RequestException as error:
-            raise DependencyDown(f"The API at {self.url} does not answer.", mend="Start it: `hyperagent up`.") from error
+            raise self._down() from error
         if answer.status_code >= 400:
             raise _error(answer)
         return answer
+
+    def _decoded(self, answer: requests.Response) -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise DependencyDown(f"What answers at {self.url} is not HyperAgent.", mend="Mend HYPERAGENT_API_URL.") from error
+
+    def _down(self) -> DependencyDown:
+        return DependencyDown(f"The API at {self.url} does not answer.", mend="Start it: `hyperagent up`.")
 
 
 def _error(answer: requests.Response) -> HyperagentError:
     try:
         said = answer.json()
     except ValueError:
-        said = {}
+        said = None
+    said = said if isinstance(said, dict) else {}
     kind = KINDS.get(answer.status_code, BadInput if answer.status_code < 500 else HyperagentError)
     faults = [Fault(entry["field"], entry["message"]) for entry in said.get("errors", [])]
     return kind(said.get("title", f"The API answered {answer.status_code}."), faults=faults, mend=said.get("mend", ""))

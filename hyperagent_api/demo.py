@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from hyperagent_api import supervise
+from hyperagent_api.cli.follow import watched
 from hyperagent_api.cli.output import FAILED, emit, words
-from hyperagent_api.cli.work import watched
 from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common.errors import NotReady

@@ -203,6 +203,7 @@ class DeadLetterSchema(Schema):
     id = fields.String()
     workflow_id = fields.Function(lambda row: row.step.workflow_id)
     workflow_state = fields.Function(lambda row: row.step.workflow.state)
+    workflow_version = fields.Function(lambda row: row.step.workflow.version)
     step = fields.Function(lambda row: row.step.key)
     error_type = fields.String()
     reason = fields.String()

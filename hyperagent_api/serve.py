@@ -7,11 +7,12 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from hyperagent_api import stream
 from hyperagent_api.app import create_app
 from hyperagent_common import settings, telemetry
 from hyperagent_common.errors import BadSettings
 
-THREADS = 64
+THREADS = stream.MOST + 16
 
 
 class Server(BaseApplication):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import flask
 from sqlalchemy import select
 
+from hyperagent_api.problems import problem
 from hyperagent_common import db, events
 from hyperagent_common.errors import BadInput, Fault
 from hyperagent_common.models import RunnerEvent, Workflow
@@ -20,12 +22,22 @@ PING_SECONDS = 15.0
 LONGEST_SECONDS = 600.0
 BATCH = 200
 STANDING_SECONDS = 2.0
+MOST = 48
+RETRY_AFTER_SECONDS = 5
+USED_UP = f"{MOST} event streams are open, and no more are served at one time."
+_free = threading.BoundedSemaphore(MOST)
 
 
 def response(chunks: Iterator[str]) -> flask.Response:
-    """A stream that no proxy buffers."""
+    """A stream that no proxy buffers; 503 where `MOST` are open: each holds a thread, and some must be left for all else."""
+    if not _free.acquire(blocking=False):
+        refused = problem(503, "streams-used-up", USED_UP, mend="Come back later, or ask for the events page by page.")
+        refused.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        return refused
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return flask.Response(chunks, mimetype="text/event-stream", headers=headers)
+    made = flask.Response(chunks, mimetype="text/event-stream", headers=headers)
+    made.call_on_close(_free.release)  # also where the client is gone before the first chunk
+    return made
 
 
 def position(text: str) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from hyperagent_common import db, events, patches, workflows
 from hyperagent_common.errors import Conflict, NotFound
 from hyperagent_common.events import EventKind
-from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import DeadLetter, Project, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import ALLOWED, STEP_ENDED, STEP_RETRY, Action, AttemptState, StepState, WorkflowState
 
 CANCELLED = "cancelled"
@@ -65,29 +65,30 @@ def retry_step(
     return workflow
 
 
-def replay(session: Session, app: Celery, letter_id: str, *, budget: int, by: str = "") -> DeadLetter:
+def replay(session: Session, app: Celery, letter_id: str, *, budget: int, by: str = "", version: int | None = None) -> DeadLetter:
     """Retry the step of an open dead letter. Raises `NotFound`, `Conflict`."""
-    letter = _letter(session, letter_id)
+    letter = _letter(session, letter_id, version)
     step = session.get_one(WorkflowStep, letter.step_id)
     retry_step(session, app, step.workflow_id, step.key, budget=budget, by=by)
     return letter
 
 
-def discard(session: Session, letter_id: str, *, by: str = "") -> DeadLetter:
+def discard(session: Session, letter_id: str, *, by: str = "", version: int | None = None) -> DeadLetter:
     """Close a dead letter without trying again; its step stays failed. Raises `NotFound`, `Conflict`."""
-    letter = _letter(session, letter_id)
+    letter = _letter(session, letter_id, version)
     _resolve(session, letter.step_id, "discarded", by)
     return letter
 
 
-def _letter(session: Session, letter_id: str) -> DeadLetter:
+def _letter(session: Session, letter_id: str, version: int | None) -> DeadLetter:
     found = session.get(DeadLetter, letter_id)
     if found is None:
         raise NotFound(f"There is no dead letter {letter_id!r}.")
-    workflows.locked(session, session.get_one(WorkflowStep, found.step_id).workflow_id)
+    workflow = workflows.locked(session, session.get_one(WorkflowStep, found.step_id).workflow_id)
     session.refresh(found)
     if found.resolved_at is not None:
         raise Conflict(f"The dead letter was {found.resolution} already.")
+    _expected(workflow, version)
     return found
 
 
@@ -139,6 +140,7 @@ def _cancel_step(session: Session, step: WorkflowStep, moment: datetime, told: s
 
 def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[WorkflowStep], budget: int, by: str) -> None:
     """Each failed step gets `budget` attempts more."""
+    _require_project(session, workflow)
     moment = db.now(session)
     for step in failed:
         _resolve(session, step.id, "replayed", by)
@@ -148,8 +150,19 @@ def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[Workf
     if workflow.state == WorkflowState.FAILED:
         workflows.move(workflow, WorkflowState.RUNNING, None)
         workflow.finished_at = None
+    else:
+        workflow.version += 1
     session.flush()
     workflows.advance(session, app, workflow.id)
+
+
+def _require_project(session: Session, workflow: Workflow) -> None:
+    """Raise `Conflict` where the project was removed; whoever removes it now waits for us, or we for them."""
+    query = select(Project).where(Project.id == workflow.project_id).with_for_update(read=True, key_share=True)
+    project = session.scalars(query.execution_options(populate_existing=True)).one()
+    if project.removed_at is not None:
+        mend = "Register it again: `hyperagent project add NAME PATH`."
+        raise Conflict(f"The project {project.name} is removed; nothing of it runs any more.", mend=mend)
 
 
 def _resolve(session: Session, step_id: str, resolution: str, by: str) -> None:

@@ -88,21 +88,30 @@ def transaction(url: str, *, reading: bool = False) -> Iterator[Session]:
         raise
     finally:
         session.close()
-    for send in session.info.pop(_AFTER_COMMIT, []):
-        _send(send)
+    _send(session.info.pop(_AFTER_COMMIT, []))
 
 
-def after_commit(session: Session, send: Callable[[], object]) -> None:
-    """Call `send` once the session's transaction is committed; never if it is not."""
-    session.info.setdefault(_AFTER_COMMIT, []).append(send)
+def after_commit(session: Session, send: Callable[[], object], *, local: bool = False) -> None:
+    """Call `send` once the session's transaction is committed; never if it is not. What is `local` needs no broker."""
+    session.info.setdefault(_AFTER_COMMIT, []).append((send, local))
 
 
-def _send(send: Callable[[], object]) -> None:
-    """A failed send is no error: the row says what should move, the reconciler sends it again."""
-    try:
-        send()
-    except Exception as error:
-        log.warning("message.unsent", extra={"error": f"{type(error).__name__}: {error}"})
+def _send(sends: list[tuple[Callable[[], object], bool]]) -> None:
+    """A failed send is no error: the row says what should move, the reconciler sends it again.
+
+    A broker that failed one is not asked for the others: each would hold up the caller as long.
+    """
+    failed, left = "", 0
+    for send, local in sends:
+        if failed and not local:
+            left += 1
+            continue
+        try:
+            send()
+        except Exception as error:
+            failed, left = f"{type(error).__name__}: {error}", left + 1
+    if failed:
+        log.warning("message.unsent", extra={"error": failed, "left": left})
 
 
 def now(session: Session) -> datetime:

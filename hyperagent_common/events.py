@@ -85,7 +85,7 @@ def record(
         data=data,
     )
     session.add(entry)
-    db.after_commit(session, lambda: log.info(kind.value, extra=view(entry)))
+    db.after_commit(session, lambda: log.info(kind.value, extra=view(entry)), local=True)
     return entry
 
 

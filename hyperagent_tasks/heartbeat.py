@@ -40,7 +40,7 @@ def stop() -> None:
 
 
 def run(parts: Parts, name: str, parent: int) -> None:
-    """Beat until told to stop or the worker is gone, killed or not."""
+    """Beat until told to stop, which is written, or until the worker was killed, which its silence tells."""
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,7 +52,8 @@ def run(parts: Parts, name: str, parent: int) -> None:
             pause = min(ASK_PARENT_SECONDS, parts.settings.heartbeat_seconds - waited)
             ended.wait(pause)
             waited += pause
-    _beat(parts, name, stopped=True)
+    if ended.is_set():
+        _beat(parts, name, stopped=True)
 
 
 def _reap(parts: Parts) -> None:

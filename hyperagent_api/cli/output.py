@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, NoReturn
 
 import click
+import requests
 
 from hyperagent_common.errors import BadInput, DependencyDown, HyperagentError, NotFound, NotReady, Refused
 
@@ -33,7 +34,7 @@ def fail(error: HyperagentError, *, as_json: bool) -> NoReturn:
         faults = [{"field": f.field, "message": f.message} for f in error.faults]
         emit({"error": error.type, "title": error.message, "errors": faults, "mend": error.mend})
     else:
-        click.echo(str(error), err=True)
+        words(str(error))
     sys.exit(exit_code(error))
 
 
@@ -46,10 +47,21 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except HyperagentError as error:
             fail(error, as_json=bool(kwargs.get("as_json")))
+        except requests.RequestException:
+            fail(DependencyDown("The API's answer broke off.", mend="Ask again."), as_json=bool(kwargs.get("as_json")))
+        except BrokenPipeError:  # whoever reads us has enough: click ends quietly
+            raise
+        except OSError as error:
+            fail(_system(error), as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 
     return run
+
+
+def _system(error: OSError) -> HyperagentError:
+    """What the system refused: a file that was named wrongly is wrong input, anything else is our failing."""
+    return BadInput(f"{error.filename}: {error.strerror}") if error.filename else HyperagentError(str(error))
 
 
 def emit(value: Any) -> None:
@@ -62,9 +74,14 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def first_line(text: str) -> str:
+    """The first line of a text."""
+    return text.strip().partition("\n")[0]
+
+
 def words(text: str) -> None:
-    """A sentence for a person, on stderr."""
-    click.echo(text, err=True)
+    """Sentences for a person, on stderr; a reason in them may be an agent's."""
+    click.echo("\n".join(plain(line) for line in text.splitlines()), err=True)
 
 
 SENTENCES: dict[str, str] = {

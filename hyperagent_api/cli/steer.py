@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import click
 
-from hyperagent_api.cli.output import emit, guarded, json_option, words
+from hyperagent_api.cli.output import emit, first_line, guarded, json_option, plain, words
 from hyperagent_api.cli.work import api
 
 version_option = click.option("--version", "version", type=int, help="Refuse where the workflow is at another version.")
@@ -81,32 +81,35 @@ def dead_letters_list(resolved: bool, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first."""
     rows = api().get("/api/v1/dead-letters", resolved=str(resolved).lower(), limit=limit)
     for row in rows:
-        said = f"{row['id']}  {row['workflow_id']}  {row['step']:20} {row['error_type']:16} {row['reason'].splitlines()[0]}"
-        emit(row) if as_json else click.echo(said)
+        said = f"{row['id']}  {row['workflow_id']}  {row['step']:20} {row['error_type']:16} {first_line(row['reason'])}"
+        emit(row) if as_json else click.echo(plain(said))
     if not rows:
         words("No dead letters.")
 
 
 @dead_letters.command("replay")
 @click.argument("letter")
+@version_option
 @json_option
 @guarded
-def dead_letters_replay(letter: str, as_json: bool) -> None:
+def dead_letters_replay(letter: str, version: int | None, as_json: bool) -> None:
     """Retry the step of LETTER with a new budget of attempts."""
-    _resolve(letter, "replay", as_json)
+    _resolve(letter, "replay", version, as_json)
 
 
 @dead_letters.command("discard")
 @click.argument("letter")
+@version_option
 @json_option
 @guarded
-def dead_letters_discard(letter: str, as_json: bool) -> None:
+def dead_letters_discard(letter: str, version: int | None, as_json: bool) -> None:
     """Close LETTER without trying again; its step stays failed."""
-    _resolve(letter, "discard", as_json)
+    _resolve(letter, "discard", version, as_json)
 
 
-def _resolve(letter: str, action: str, as_json: bool) -> None:
-    row = api().post(f"/api/v1/dead-letters/{quote(letter, safe='')}/{action}", {})
+def _resolve(letter: str, action: str, version: int | None, as_json: bool) -> None:
+    asked = {} if version is None else {"version": version}
+    row = api().post(f"/api/v1/dead-letters/{quote(letter, safe='')}/{action}", asked)
     emit(row) if as_json else click.echo(f"{row['id']}  {row['resolution']}  step {row['step']} of {row['workflow_id']}")
 
 

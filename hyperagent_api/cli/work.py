@@ -13,7 +13,8 @@ import click
 import yaml
 
 from hyperagent_api import bodies
-from hyperagent_api.cli.output import FAILED, emit, guarded, json_option, patch_lines, sentence, words
+from hyperagent_api.cli.follow import watched
+from hyperagent_api.cli.output import FAILED, emit, first_line, guarded, json_option, patch_lines, plain, words
 from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
@@ -142,23 +143,8 @@ def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_jso
         sys.exit(FAILED)
 
 
-def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
-    """Say every event on stderr until the workflow has ended; returns it."""
-    workflow: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow_id}")
-    keys, after = {step["id"]: step["key"] for step in workflow["steps"]}, 0
-    while True:
-        for event in client.events(f"/api/v1/workflows/{workflow['id']}/stream", after):
-            if event["kind"] == "end":
-                ended: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow['id']}")
-                return ended
-            after = event["id"]
-            if event["kind"] == "step.heartbeat":
-                continue
-            words(sentence(event, keys))
-
-
 def summary(workflow: dict[str, Any]) -> str:
-    """A workflow in a few lines."""
+    """A workflow in a few lines; much in them is an agent's."""
     lines = [f"{workflow['title']}  [{workflow['state']}]  {workflow['id']}"]
     lines += [f"project {workflow['project']}, branch {workflow['branch']}"]
     for step in workflow["steps"]:
@@ -168,8 +154,8 @@ def summary(workflow: dict[str, Any]) -> str:
             lines += [f"            {line}" for line in step["reason"].splitlines()]
     lines += patch_lines(workflow)
     if workflow["reason"]:
-        lines.append(f"reason: {workflow['reason'].splitlines()[0]}")
-    return "\n".join(lines)
+        lines.append(f"reason: {first_line(workflow['reason'])}")
+    return "\n".join(plain(line) for line in lines)
 
 
 def said(attempt: dict[str, Any]) -> list[str]:
@@ -197,7 +183,7 @@ def list_workflows(project_name: str | None, state: str | None, limit: int, as_j
     query = {"project": project_name, "state": state, "limit": limit}
     rows = api().get("/api/v1/workflows", **{k: v for k, v in query.items() if v is not None})
     for row in rows:
-        emit(row) if as_json else click.echo(f"{row['id']}  {row['state']:9} {row['project']:20} {row['title']}")
+        emit(row) if as_json else click.echo(plain(f"{row['id']}  {row['state']:9} {row['project']:20} {row['title']}"))
     if not rows:
         words("No workflows. Submit a plan: hyperagent run FILE --project NAME")
 

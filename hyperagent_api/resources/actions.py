@@ -106,28 +106,40 @@ class DeadLetters(MethodView):
 
 
 @blueprint.route("/dead-letters/<letter_id>/replay", methods=["POST"])
+@blueprint.doc(requestBody=BODY)
 @blueprint.response(200, DeadLetterSchema)
 @blueprint.alt_response(404, description="No such dead letter")
-@blueprint.alt_response(409, description="It is resolved already, or its workflow does not allow it")
+@blueprint.alt_response(409, description="It is resolved already, or its workflow does not allow it or is at another version")
 def replay(letter_id: str) -> Any:
     """Retry the step of a dead letter with a new budget."""
+    asked, known = _asked(), _letter(letter_id)
+    asked.pop("reason")
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
-        actions.replay(session, app, letter_id, budget=settings.max_attempts, by=_by())
-    return orm.session.get(DeadLetter, letter_id)
+        actions.replay(session, app, known, budget=settings.max_attempts, **asked)
+    return orm.session.get(DeadLetter, known)
 
 
 @blueprint.route("/dead-letters/<letter_id>/discard", methods=["POST"])
+@blueprint.doc(requestBody=BODY)
 @blueprint.response(200, DeadLetterSchema)
 @blueprint.alt_response(404, description="No such dead letter")
-@blueprint.alt_response(409, description="It is resolved already")
+@blueprint.alt_response(409, description="It is resolved already, or its workflow is at another version")
 def discard(letter_id: str) -> Any:
     """Close a dead letter; its step stays failed."""
+    asked, known = _asked(), _letter(letter_id)
+    asked.pop("reason")
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
-        actions.discard(session, letter_id, by=_by())
-    return orm.session.get(DeadLetter, letter_id)
+        actions.discard(session, known, **asked)
+    return orm.session.get(DeadLetter, known)
+
+
+def _letter(prefix: str) -> str:
+    known = find(prefix, DeadLetter.id, "dead letter", "dead-letters list")
+    orm.session.remove()
+    return known
 
 
 def _by() -> str:

@@ -61,6 +61,7 @@ def workflows() -> Any:
 
 @blueprint.route("/api/health/workflows/stream")
 @blueprint.response(200, {"type": "string"}, content_type="text/event-stream")
+@blueprint.alt_response(503, description=stream.USED_UP)
 def follow() -> flask.Response:
     """The same as server-sent events: `health` every two seconds, and every RunnerEvent as it comes (`Last-Event-ID`)."""
     settings: Settings = flask.current_app.extensions["settings"]

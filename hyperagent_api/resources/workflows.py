@@ -12,7 +12,7 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import InstrumentedAttribute, Session, selectinload
 
 from hyperagent_api import bodies, readiness, stream
 from hyperagent_api.app import orm
@@ -120,6 +120,7 @@ def events(workflow_id: str) -> Any:
 @blueprint.route("/<workflow_id>/stream")
 @blueprint.response(200, {"type": "string"}, content_type="text/event-stream")
 @blueprint.alt_response(404, description="No such workflow")
+@blueprint.alt_response(503, description=stream.USED_UP)
 def follow(workflow_id: str) -> flask.Response:
     """The same as server-sent events, until the workflow has ended."""
     workflow_id = find(workflow_id)
@@ -234,15 +235,15 @@ def _project(session: Session, name: Any) -> tuple[Project | None, HyperagentErr
         return None, error
 
 
-def find(prefix: str) -> str:
-    """The id of the workflow that `prefix` begins. Raises `NotFound`, `BadInput` where it begins several."""
+def find(prefix: str, ids: InstrumentedAttribute[str] = Workflow.id, what: str = "workflow", shown: str = "list") -> str:
+    """The id that `prefix` begins, of a workflow. Raises `NotFound`, `BadInput` where it begins several."""
     escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    query = select(Workflow.id).where(Workflow.id.like(f"{escaped}%", escape="\\")).limit(2)
+    query = select(ids).where(ids.like(f"{escaped}%", escape="\\")).limit(2)
     found = orm.session.scalars(query).all() if len(prefix) >= 4 and "\x00" not in prefix else []
     if not found:
-        raise NotFound(f"There is no workflow {prefix!r}.", mend="`hyperagent list` shows them.")
+        raise NotFound(f"There is no {what} {prefix!r}.", mend=f"`hyperagent {shown}` shows them.")
     if len(found) > 1:
-        raise BadInput(f"More than one workflow begins with {prefix!r}.", mend="Give more of the id.")
+        raise BadInput(f"More than one {what} begins with {prefix!r}.", mend="Give more of the id.")
     return found[0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperagent_common import actions, db
+from hyperagent_common import actions, db, projects
 from hyperagent_common.errors import (
     AgentFailed,
     Conflict,
@@ -125,6 +125,20 @@ def test_a_stale_version_is_refused_and_the_right_one_is_taken(url: str, app: Se
     assert act(url, app, workflow_id, Action.RESUME, version=2).version == 3
 
 
+def test_a_step_retried_while_its_workflow_runs_makes_the_version_that_was_seen_stale(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, DIAMOND)
+    claims.finish(url, app, take(url, app, steps(url, workflow_id)["a"]), "a" * 40)
+    advance(url, app, workflow_id)
+    failed(url, app, workflow_id, "b")
+    with db.transaction(url, reading=True) as session:
+        seen = session.get_one(Workflow, workflow_id).version
+    assert state(url, workflow_id) == WorkflowState.RUNNING
+    with db.transaction(url) as session:
+        assert actions.retry_step(session, app, workflow_id, "b", budget=BUDGET, version=seen).version == seen + 1
+    with pytest.raises(Conflict, match=f"version {seen + 1}, not at version {seen}"):
+        act(url, app, workflow_id, Action.CANCEL, version=seen)
+
+
 def test_a_failed_workflow_is_retried_with_a_new_budget_and_its_letters_are_closed(url: str, app: Sent) -> None:
     workflow_id = submitted(url, app, LINE)
     for _ in range(2):
@@ -168,6 +182,26 @@ def test_only_a_failed_step_is_retried(url: str, app: Sent) -> None:
     with db.transaction(url) as session:
         actions.retry_step(session, app, workflow_id, "a", budget=BUDGET)
     assert steps(url, workflow_id)["a"].state == StepState.QUEUED
+
+
+def test_nothing_of_a_removed_project_is_retried(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, LINE)
+    failed(url, app, workflow_id)
+    letter, name = letters(url)[0].id, _remove_project(url, workflow_id)
+    for again in (
+        lambda s: actions.take(s, app, workflow_id, Action.RETRY, budget=BUDGET),
+        lambda s: actions.retry_step(s, app, workflow_id, "a", budget=BUDGET),
+        lambda s: actions.replay(s, app, letter, budget=BUDGET),
+    ):
+        with pytest.raises(Conflict, match=f"The project {name} is removed"), db.transaction(url) as session:
+            again(session)
+    assert (state(url, workflow_id), steps(url, workflow_id)["a"].state) == (WorkflowState.FAILED, StepState.FAILED)
+    assert letters(url)[0].resolved_at is None
+
+
+def _remove_project(url: str, workflow_id: str) -> str:
+    with db.transaction(url) as session:
+        return projects.remove(session, session.get_one(Workflow, workflow_id).project.name, None).name
 
 
 def test_many_callers_at_once_cancel_once(url: str, app: Sent) -> None:

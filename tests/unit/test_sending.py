@@ -7,6 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from sqlalchemy import event, select, text
 
 from hyperagent_common import db, queue, settings
@@ -30,7 +31,7 @@ tasks = [{"id": "a", "title": "a", "instructions": "a"}]
 plan = {"kind": "hyperagent/plan", "title": "t", "tasks": tasks}
 create_app(loaded).test_client().post("/api/v1/workflows", json={"project": "p", "plan": plan})
 """
-WIDE = 200
+WIDE, FEW = 200, 20
 MOST_STATEMENTS = 40
 
 
@@ -73,6 +74,31 @@ def test_a_plan_of_200_steps_is_carried_out_and_a_step_costs_as_many_statements_
     claims.finish(url, app, take(url, app, steps(url, workflow_id)["last"]), "c" * 40)
     advance(url, app, workflow_id)
     assert state(url, workflow_id) == WorkflowState.DONE
+
+
+def test_a_broker_that_is_away_holds_a_wide_plan_up_once_and_the_reconciler_sends_it_all(
+    url: str, app: Sent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [{"id": f"s{n}", "title": "t", "instructions": "i"} for n in range(FEW)]
+    asked: list[str] = []
+
+    def away(_app: object, workflow_id: str, _links: object) -> None:
+        asked.append(workflow_id)
+        raise OSError("no broker")
+
+    caplog.set_level("INFO")
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "send_segment", away)
+        workflow_id = submitted(url, app, {"kind": "hyperagent/plan", "title": "t", "tasks": tasks})
+    assert asked == [workflow_id]
+    unsent = [record.__dict__ for record in caplog.records if record.message == "message.unsent"]
+    assert [(told["error"], told["left"]) for told in unsent] == [("OSError: no broker", FEW)]
+    assert [record.message for record in caplog.records].count("step.queued") == FEW
+    with db.transaction(url) as session:
+        for step in session.scalars(select(WorkflowStep)):
+            step.sent_at = db.now(session) - timedelta(seconds=61)
+    assert upkeep.reconcile(_Parts(url, app))["resend"] == FEW  # type: ignore[arg-type]
+    assert len(app.segments) == FEW
 
 
 def test_a_worker_of_another_version_does_not_start_and_says_why(tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""The CLI against servers that break off, restart, or are somebody else's: a sentence and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hyperagent_api.cli import follow, output
+from hyperagent_api.cli.main import main
+
+PLAN = "kind: hyperagent/plan\ntitle: t\ntasks: [{id: a, title: a, instructions: x}]\n"
+WORKFLOW = {
+    "id": "0199aaaa", "title": "t", "state": "done", "project": "p", "branch": "b", "steps": [], "patch": None,
+    "patch_skip": None, "reason": None,
+}  # fmt: skip
+Answers = Callable[[str], tuple[int, bytes, bool]]
+"""For a path: the status, the body, and whether the connection is cut before the body has ended."""
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Answers], list[str]]]:
+    """Answer the CLI from a function; gives the list of paths asked for."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: Answers) -> list[str]:
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None: ...
+
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                status, body, cut = answers(self.path)
+                self.send_response(status)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body) + (b"" if cut else b"0\r\n\r\n"))
+                self.close_connection = True
+
+            do_POST = do_GET
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("HYPERAGENT_API_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HYPERAGENT_HOME", str(tmp_path / "home"))
+        return asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def call(*words: str) -> Result:
+    """Run a command; it must not end in a traceback."""
+    done = CliRunner().invoke(main, list(words))
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return done
+
+
+def event(number: int, kind: str) -> bytes:
+    """One server-sent event."""
+    told = {"id": number, "kind": kind, "at": "2026-01-01T00:00:00", "step_id": None, "latency_ms": None, "data": {}}
+    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(told)}\n\n".encode()
+
+
+def test_watch_waits_for_an_api_that_restarts_and_goes_on_where_it_was(
+    serve: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "RECONNECT_SECONDS", 0.01)
+    end = b'event: end\ndata: {"state": "done"}\n\n'
+    streams = [
+        (200, b"retry: 2000\n\n" + event(7, "workflow.submitted"), True),
+        (503, b'{"title": "The database does not answer."}', False),
+        (502, b"<html>bad gateway</html>", False),
+        (200, b": ping\n\n", True),
+        (200, event(8, "workflow.resumed") + end, False),
+    ]
+    busy = {f"/api/v1/workflows/{WORKFLOW['id']}": b"{}"}  # the database is away for all but the first look
+    first = json.dumps(WORKFLOW).encode()
+
+    def answers(path: str) -> tuple[int, bytes, bool]:
+        if "/stream" in path:
+            return streams.pop(0)
+        return (503, busy[path], False) if path in busy and len(streams) == 3 else (200, first, False)
+
+    asked = serve(answers)
+    done = call("watch", "0199")
+    assert (done.exit_code, streams) == (output.DONE, [])
+    assert [path.partition("after=")[2] for path in asked if "/stream" in path] == ["0", "7", "7", "7", "7"]
+    assert (done.stderr.count("submitted"), done.stderr.count("resumed")) == (1, 1)
+
+
+def test_watch_gives_up_on_an_api_that_stays_away_and_does_not_say_that_the_workflow_failed(
+    serve: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.1)
+    body = json.dumps(WORKFLOW).encode()
+    serve(lambda path: (200, b"retry: 2000\n\n", True) if "/stream" in path else (200, body, False))
+    done = call("watch", "0199")
+    assert done.exit_code == output.UNREACHABLE
+    assert "does not answer" in done.stderr
+
+
+def test_watch_reads_the_events_page_by_page_where_no_stream_is_free(
+    serve: Callable[[Answers], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "RECONNECT_SECONDS", 0.01)
+    states = ["running", "running", "done", "done"]
+    pages = [
+        [json.loads(event(number, kind).split(b"data: ")[1])] for number, kind in ((7, "step.resent"), (8, "workflow.resumed"))
+    ]
+
+    def answers(path: str) -> tuple[int, bytes, bool]:
+        if "/stream" in path:
+            return 503, b'{"title": "48 event streams are open."}', False
+        found = pages.pop(0) if "/events" in path else {**WORKFLOW, "state": states.pop(0)}
+        return 200, json.dumps(found).encode(), False
+
+    asked = serve(answers)
+    done = call("watch", "0199")
+    assert (done.exit_code, states, pages) == (output.DONE, [], [])
+    assert [path.partition("?")[2] for path in asked if "/events" in path] == ["after=0", "after=7"]
+    assert (done.stderr.count("sent again"), done.stderr.count("resumed")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "code", "told"),
+    [
+        (["run", "PLAN", "--project", "p", "--idempotency-key", "k-\u20ac"], {}, output.USAGE, "cannot be sent"),
+        (["run", "PLAN", "--project", "p", "--idempotency-key", "k\nX: y"], {}, output.USAGE, "cannot be sent"),
+        (["list"], {"HYPERAGENT_API_TOKEN": "\u20ac" * 20}, output.USAGE, "cannot be sent"),
+        (["list"], {}, output.UNREACHABLE, "is not HyperAgent"),
+        (["show", "x"], {}, output.NOT_FOUND, "404"),
+        (["logs", "cut"], {}, output.UNREACHABLE, "broke off"),
+        (["artifact", "x", "-o", "/nonexistent/d/f"], {}, output.USAGE, "/nonexistent/d/f.partial: No such file"),
+        (["db", "upgrade"], {"HYPERAGENT_HOME": "/proc/x"}, output.USAGE, "/proc/x: No such file"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    serve: Callable[[Answers], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    env: dict[str, str],
+    code: int,
+    told: str,
+) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    cut = json.dumps({**WORKFLOW, "steps": [{"key": "a", "attempts": [1], "state": "done"}]}).encode()
+
+    def answers(path: str) -> tuple[int, bytes, bool]:
+        if path.endswith("/cut"):
+            return 200, cut, False
+        if "/log" in path:
+            return 200, b"{", True
+        return (404, b"[1]", False) if path.endswith("workflows/x") else (200, b"<html>hello</html>", False)
+
+    serve(answers)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = call(*[str(tmp_path / "plan.yaml") if word == "PLAN" else word for word in words])
+    assert (done.exit_code, told in done.stderr) == (code, True), (done.exit_code, done.output)
+
+
+EVIL = "x\x1b]0;owned\x07\x1b[2J\x9b2J"
+
+
+def test_what_an_agent_wrote_is_shown_to_the_terminal_and_not_obeyed(serve: Callable[[Answers], list[str]]) -> None:
+    run = {"id": "r", "round": 1, "role": EVIL, "provider": EVIL, "model": EVIL, "end_reason": EVIL, "cost_usd": None}
+    run |= {"input_tokens": 1, "output_tokens": 1}
+    found = {"severity": EVIL, "path": EVIL, "message": EVIL + "\n  done      forged"}
+    verdict = {"agent_run_id": "r", "decision": "rejected", "summary": EVIL, "findings": [found]}
+    step = {"id": "s", "key": "a", "state": "failed", "commit": None, "attempt_count": 1, "reason": f"{EVIL}\n{EVIL}"}
+    step |= {"attempts": [{"agent_runs": [run], "verdicts": [verdict]}]}
+    workflow = {**WORKFLOW, "title": EVIL, "reason": EVIL, "patch_skip": {"reason": EVIL}, "steps": [step]}
+    letter = {"id": "l", "workflow_id": "w", "step": "a", "error_type": EVIL, "reason": EVIL}
+    answers = {
+        "/api/v1/workflows/0199": workflow,
+        "/api/v1/workflows": [workflow],
+        "/api/v1/dead-letters": [letter],
+        "/api/v1/drafts/d": {"id": "d", "state": "failed", "reason": EVIL},
+    }
+    serve(lambda path: (200, json.dumps(answers[path.partition("?")[0]]).encode(), False))
+    for words in (["show", "0199"], ["list"], ["dead-letters", "list"], ["plan", "show", "d"]):
+        done = call(*words)
+        assert "x\\x1b]0;owned\\x07\\x1b[2J\\x9b2J" in done.output, done.output
+        assert all(char.isprintable() or char == "\n" for char in done.output), words
+    assert not any(line.startswith("  done      forged") for line in call("show", "0199").output.splitlines())
+
+
+def test_a_letter_without_a_reason_is_listed(serve: Callable[[Answers], list[str]]) -> None:
+    letter = {"id": "l", "workflow_id": "w", "step": "a", "error_type": "internal", "reason": ""}
+    serve(lambda path: (200, json.dumps([letter]).encode(), False))
+    assert call("dead-letters", "list").output.startswith("l  w  a")
