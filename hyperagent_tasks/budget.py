@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hyperagent_common.choices import KINDS, SCOPES, Amount
 
@@ -12,7 +13,7 @@ WORDS = {"tokens": "{:.0f} tokens", "usd": "{:.2f} US dollars", "seconds": "{:.0
 
 @dataclass(frozen=True)
 class Spent:
-    """What agent runs used, and how often a person gave the budget once more."""
+    """What agent runs used, and how often a person, resuming after its end, gave the budget once more."""
 
     tokens: int = 0
     usd: float = 0.0
@@ -22,18 +23,21 @@ class Spent:
 
 @dataclass(frozen=True)
 class Left:
-    """What the next agent run may use; None where nothing limits it. `spent` names the first budget that is used up."""
+    """What the next agent run may use; None where nothing limits it. `spent` names the first budget that is used up,
+    `scopes` by kind whose rest it is."""
 
     tokens: int | None = None
     usd: float | None = None
     seconds: float | None = None
     scope: str | None = None
     spent: str | None = None
+    scopes: Mapping[str, str] = field(default_factory=dict)
 
 
 def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:
     """The smallest rest over all scopes; each time a person resumes after a pause the limit counts once more."""
     rests: dict[str, float] = {}
+    scopes: dict[str, str] = {}
     for scope in SCOPES:
         used = spent.get(scope, Spent())
         for kind in KINDS:
@@ -45,6 +49,7 @@ def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:
                 much = WORDS[kind].format(getattr(used, kind))
                 whole = WORDS[kind].format(limit * (1 + used.grants))
                 return Left(0, 0.0, 0.0, scope, f"The budget of this {scope} is spent: {much} of {whole}.")
-            rests[kind] = min(rest, rests.get(kind, rest))
+            if rest < rests.get(kind, math.inf):
+                rests[kind], scopes[kind] = rest, scope
     tokens = rests.get("tokens")
-    return Left(None if tokens is None else int(tokens), rests.get("usd"), rests.get("seconds"))
+    return Left(None if tokens is None else int(tokens), rests.get("usd"), rests.get("seconds"), scopes=scopes)
