@@ -13,12 +13,14 @@ WORDS = {"tokens": "{:.0f} tokens", "usd": "{:.2f} US dollars", "seconds": "{:.0
 
 @dataclass(frozen=True)
 class Spent:
-    """What agent runs used, and how often a person, resuming after its end, gave the budget once more."""
+    """What agent runs used, and how often a person, resuming after its end, gave the budget once more; `unpriced` counts the
+    runs whose cost nobody knows: a project's earlier runs may have had no price."""
 
     tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
     grants: int = 0
+    unpriced: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:
             if rest <= 0:
                 much = WORDS[kind].format(getattr(used, kind))
                 whole = WORDS[kind].format(limit * (1 + used.grants))
-                return Left(0, 0.0, 0.0, scope, f"The budget of this {scope} is spent: {much} of {whole}.")
+                more = f", and {used.unpriced} agent runs of unknown cost" if kind == "usd" and used.unpriced else ""
+                return Left(0, 0.0, 0.0, scope, f"The budget of this {scope} is spent: {much} of {whole}{more}.")
             if rest < rests.get(kind, math.inf):
                 rests[kind], scopes[kind] = rest, scope
     tokens = rests.get("tokens")

@@ -165,3 +165,16 @@ def test_a_run_that_spent_its_rest_asks_a_person_though_others_were_given_more_m
 def test_the_scope_of_each_rest_is_known() -> None:
     limits = budget.left({"step": budget.Amount(tokens=9, usd=1), "project": budget.Amount(tokens=5)}, {})
     assert dict(limits.scopes) == {"tokens": "project", "usd": "step"}
+
+
+def test_runs_of_unknown_cost_are_named_where_a_budget_in_dollars_is_spent(url: str, app: Sent) -> None:
+    host = parts(url, app, workflow={"usd": 1.0})
+    step = claimed(host, submitted(url, app, LINE))
+    for cost in (None, 1.5):
+        with db.transaction(url) as session:
+            moment = db.now(session)
+            run = AgentRun(id=new_id(), attempt_id=step.claim.attempt_id, role="coder", provider="mock", model="replay/m")
+            run.requests, run.cost_usd, run.started_at, run.finished_at = 2, cost, moment, moment
+            session.add(run)
+    with pytest.raises(BudgetSpent, match=r"1.50 US dollars of 1.00 US dollars, and 1 agent runs of unknown cost"):
+        spending.left(host, step)
