@@ -154,9 +154,13 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
     outcome = seen_by_gateway(parser.outcome(result), observed)
     version = parts.agent_version(agent)
     _close(parts, step, turn, run_id, outcome, observed, result, version)
-    said = None if agent.dialect is None else observed.text
     model = answered_by(turn.choice.model, observed)
-    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, said)
+    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, spoken(agent, observed))
+
+
+def spoken(agent: Agent, observed: Observed) -> str | None:
+    """What a run's model said last at the gateway; None where the agent asks no model."""
+    return None if agent.dialect is None else observed.text
 
 
 def answered_by(model: str, observed: Observed) -> str:

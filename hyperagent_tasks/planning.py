@@ -20,7 +20,7 @@ from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
 from hyperagent_tasks import fallback, preparing, prompts
 from hyperagent_tasks.agents.base import Agent, AgentTask, StreamParser
-from hyperagent_tasks.conversing import answered_by, seen_by_gateway
+from hyperagent_tasks.conversing import answered_by, seen_by_gateway, spoken
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
@@ -160,8 +160,8 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     limit = parts.settings.agent_max_requests
-    said = (run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log)
-    parts.gateway.open(Grant(*said, run=number, fallback=others))
+    asked = (run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log)
+    parts.gateway.open(Grant(*asked, run=number, fallback=others))
     base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner")
     parser, began = agent.parser("planner"), datetime.now(UTC)
@@ -189,7 +189,7 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
     if not outcome.ok:
         raise AgentFailed(f"The planner {agent.name} gave no answer: {outcome.sentence}")
     try:
-        return heard(outcome.final_text, observed.text)
+        return heard(outcome.final_text, spoken(agent, observed))
     except Malformed as error:
         raise AgentFailed(f"The planner {agent.name} cannot be believed: {error}.") from error
 

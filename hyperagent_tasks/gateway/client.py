@@ -15,6 +15,8 @@ from hyperagent_tasks.gateway.grants import Grant, Observed
 __all__ = ["GatewayClient", "Grant", "Observed", "new_token"]
 MEND = "Start it: `hyperagent up`, or `hyperagent gateway` on this host."
 INSIDE = "http://127.0.0.1:3128"
+MOST_TOLD = 8 << 20
+"""Bytes of an answer of the gateway: a run's books hold its model's last words, six bytes a character at the worst."""
 
 
 def new_token() -> str:
@@ -91,7 +93,7 @@ class GatewayClient:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            said: dict[str, Any] = json.loads(answer.read(1 << 20) or b"{}")
+            said: dict[str, Any] = json.loads(answer.read(MOST_TOLD) or b"{}")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise DependencyDown(f"The gateway does not answer: {error}", mend=MEND) from error
         finally:

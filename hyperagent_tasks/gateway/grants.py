@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 MAX_FAILURES = 100
-MAX_TEXT = 64 << 10
+MAX_TEXT = 256 << 10
+"""Characters of a model's last words: as many as are kept of a CLI's final text, which is compared with them."""
 UNKNOWN = "unknown token"
 
 
