@@ -34,7 +34,7 @@ class Bench:
             turn = self._turn(role, number, prompt, ws, used)
             ran = conversing.run(self.parts, self.step, turn, self.lease)
             self._used[role] = used = used + len(ran.observed.switches)  # the gateway has tried these
-            if ran.outcome.ok:
+            if conversing.answered(ran.outcome, role):
                 return ran
             self._budgets_hold(turn, ran)
             self._used[role] = used = used + 1

@@ -158,6 +158,12 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
     return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, spoken(agent, observed))
 
 
+def answered(outcome: AgentOutcome, role: AgentRole) -> bool:
+    """Whether there is something to judge: a verifier or planner that ended without a word gave an empty answer."""
+    empty = role != "coder" and outcome.reason is EndReason.NO_CHANGE and not outcome.final_text.strip()
+    return outcome.ok or empty
+
+
 def spoken(agent: Agent, observed: Observed) -> str | None:
     """What a run's model said last at the gateway; None where the agent asks no model."""
     return None if agent.dialect is None else observed.text

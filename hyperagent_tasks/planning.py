@@ -20,7 +20,7 @@ from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
 from hyperagent_tasks import fallback, preparing, prompts
 from hyperagent_tasks.agents.base import Agent, AgentTask, StreamParser
-from hyperagent_tasks.conversing import answered_by, seen_by_gateway, spoken
+from hyperagent_tasks.conversing import answered, answered_by, seen_by_gateway, spoken
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
@@ -117,8 +117,8 @@ def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, 
     for number in range(1, ASKS + 1):
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
-        text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
         try:
+            text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
             return plans.parse(only_object(text))
         except Malformed as error:
             faults = f"- {error}"
@@ -148,7 +148,7 @@ def _owner(parts: Parts, held: Held, seconds: float) -> Owner:
 def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path, root: Path, number: int, lease: Keeper) -> str:
     """The final text of the first planner, which the gateway may move to further models of its CLI.
 
-    Raises `AgentFailed`, `LeaseLost`.
+    Raises `AgentFailed`, `LeaseLost`, `Malformed`.
     """
     choice, others = among[0], fallback.of_same_cli(among, 0)
     agent, token, run_id = parts.agent(choice.provider), new_token(), new_id()
@@ -186,12 +186,9 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
     )  # fmt: skip
     with db.transaction(parts.settings.db_url) as session:
         session.add(row)
-    if not outcome.ok:
+    if not answered(outcome, "planner"):
         raise AgentFailed(f"The planner {agent.name} gave no answer: {outcome.sentence}")
-    try:
-        return heard(outcome.final_text, spoken(agent, observed))
-    except Malformed as error:
-        raise AgentFailed(f"The planner {agent.name} cannot be believed: {error}.") from error
+    return heard(outcome.final_text, spoken(agent, observed))
 
 
 def _take_in(parser: StreamParser, kept: BinaryIO, stream: str, data: bytes, /) -> None:

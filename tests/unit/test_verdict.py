@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from hyperagent_tasks import prompts, verdict
+from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.agents.jsonl import clean
 from hyperagent_tasks.agents.null import NullAgent
 from hyperagent_tasks.agents.stream import FINAL_TEXT_LIMIT, CliParser
-from hyperagent_tasks.conversing import spoken
+from hyperagent_tasks.conversing import answered, spoken
 from hyperagent_tasks.gateway.client import MOST_TOLD
 from hyperagent_tasks.gateway.grants import MAX_TEXT, Observed
 from hyperagent_tasks.verdict import Decision, Malformed
@@ -94,3 +95,14 @@ def test_as_much_is_kept_of_what_a_model_said_as_of_what_its_cli_tells() -> None
 
 def test_an_agent_without_a_model_is_asked_for_no_words_of_one() -> None:
     assert spoken(NullAgent(), Observed()) is None
+
+
+@pytest.mark.parametrize("role", ["verifier", "planner"])
+def test_an_empty_answer_of_a_reader_is_read_as_one_so_that_it_can_be_asked_for_again(role: Any) -> None:
+    empty = AgentOutcome(EndReason.NO_CHANGE, "The agent exited with 0 without an answer.")
+    assert answered(empty, role)
+    assert not answered(empty, "coder")
+    assert not answered(AgentOutcome(EndReason.AUTH, "No."), role)
+    assert not answered(AgentOutcome(EndReason.NO_CHANGE, "It broke off.", final_text="I "), role)
+    with pytest.raises(Malformed, match="it is empty"):
+        verdict.read(verdict.heard(empty.final_text, "I looked."), NONCE)
