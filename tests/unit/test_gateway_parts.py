@@ -12,6 +12,7 @@ from hyperagent_common.errors import BadInput, NotFound
 from hyperagent_common.settings import Secret
 from hyperagent_common.settings_schema import PROVIDER_KINDS
 from hyperagent_tasks.gateway import calllog, reach, scenario
+from hyperagent_tasks.gateway.answering import TEMPTING
 from hyperagent_tasks.gateway.book import Gateway
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects import ALL
@@ -283,3 +284,10 @@ def test_a_budget_in_dollars_needs_a_price_of_the_replay_provider_too(tmp_path: 
     assert gateway.fault("replay", "demo") is None
     assert "replay/demo has no price" in (gateway.fault("replay", "demo", priced=True) or "")
     assert gateway.fault("priced", "demo", priced=True) is None
+
+
+@pytest.mark.parametrize(
+    "word", ["429", "500", "502", "503", "504", "rate_limit", "Too many requests", "overloaded", "try again"]
+)
+def test_no_words_that_make_opencode_ask_again_reach_it(word: str) -> None:
+    assert TEMPTING.search(f"maximum context length is 6{word}0 tokens")
