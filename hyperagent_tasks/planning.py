@@ -18,9 +18,10 @@ from hyperagent_common.choices import Choice
 from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
-from hyperagent_tasks import fallback, preparing, prompts
+from hyperagent_tasks import endings, fallback, preparing, prompts
 from hyperagent_tasks.agents.base import Agent, AgentTask, StreamParser
-from hyperagent_tasks.conversing import answered, answered_by, seen_by_gateway, spoken
+from hyperagent_tasks.conversing import FORGOTTEN, answered, seen_by_gateway, spoken
+from hyperagent_tasks.gateway import calllog
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
@@ -173,10 +174,11 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
         observed = parts.gateway.close(run_id)
     if lease.lost():
         raise LeaseLost()
-    outcome = seen_by_gateway(parser.outcome(result), observed)
+    outcome = FORGOTTEN if observed is None else seen_by_gateway(parser.outcome(result), observed)
+    observed = observed or calllog.summed(place.kept / "gateway.jsonl", run_id)
     row = AgentRun(
         id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name,
-        model=answered_by(choice.model, observed),
+        model=endings.answered_by(choice.model, observed),
         cli_version=parts.agent_version(agent), session_id=outcome.session_id, end_reason=outcome.reason,
         sentence=outcome.sentence, exit_code=result.exit_code, container_id=result.container_id, image_id=result.image_id,
         input_tokens=observed.input, output_tokens=observed.output, cached_tokens=observed.cached,

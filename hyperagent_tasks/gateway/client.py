@@ -75,17 +75,17 @@ class GatewayClient:
         """The grants in force: agent run id to attempt id. Raises `DependencyDown`."""
         return {str(run): str(attempt) for run, attempt in self._ask("GET", "/grants").items()}
 
-    def observed(self, agent_run_id: str) -> Observed:
-        """What the gateway saw so far. A gateway that knows nothing of it (restarted) saw nothing."""
+    def observed(self, agent_run_id: str) -> Observed | None:
+        """What the gateway saw so far; None where it does not know the run: it was started anew since."""
         return self._observed("GET", agent_run_id)
 
-    def close(self, agent_run_id: str) -> Observed:
-        """End a grant: its requests are cut, its token is dead. Returns what was seen."""
+    def close(self, agent_run_id: str) -> Observed | None:
+        """End a grant: its requests are cut, its token is dead. Returns what was seen, again too; None as above."""
         return self._observed("DELETE", agent_run_id)
 
-    def _observed(self, method: str, agent_run_id: str) -> Observed:
+    def _observed(self, method: str, agent_run_id: str) -> Observed | None:
         said = self._ask(method, f"/grants/{agent_run_id}", missing={})
-        return Observed(**said)
+        return Observed(**said) if said else None
 
     def _ask(self, method: str, path: str, body: object = None, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
         connection = _Connection(self._control, self._timeout)
