@@ -55,7 +55,7 @@ class Bench:
     def _turn(self, role: AgentRole, number: int, prompt: str, ws: Path, used: int) -> Turn:
         self._runs[role] = run = self._runs.get(role, 0) + 1
         name = f"{role}-{run}"
-        place = Place(self.work.root / "runs" / name, "" if name == "coder-1" else f"{name}/")
+        place = Place.of(self.work.root / "runs" / name)
         choices = self.step.choices.of(role)
         digest = prompts.persona(role, self.step.choices.prompts).digest
         left, others = spending.left(self.parts, self.step), fallback.of_same_cli(choices, used - 1)

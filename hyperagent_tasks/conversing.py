@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from celery.exceptions import SoftTimeLimitExceeded
 
 from hyperagent_common import db, events
 from hyperagent_common.choices import Choice
@@ -103,11 +106,35 @@ def run(parts: Parts, step: StepSpec, turn: Turn, lease: Lease) -> Ran:
     run_id = _open(parts, step, turn, agent)
     try:
         ran = _converse(parts, step, turn, lease, agent, run_id)
+    except BaseException as error:
+        with contextlib.suppress(LeaseLost, DependencyDown):  # then its end is for the reaper to write
+            _broke_off(parts, step, turn, run_id, error)
+        raise
     finally:
-        recording.keep_logs(parts, step, turn.place, turn.ws if turn.role == "coder" else None)
+        if not lease.lost():
+            recording.keep_logs(recording.of_step(parts, step), turn.place, turn.ws if turn.role == "coder" else None)
     if lease.lost():
         raise LeaseLost()
     return ran
+
+
+def _broke_off(parts: Parts, step: StepSpec, turn: Turn, run_id: str, error: BaseException) -> None:
+    """The end of a run that has no outcome: this side stopped within it. Raises `LeaseLost`, `DependencyDown`."""
+    reason, told = EndReason.CRASHED, str(error) or type(error).__name__
+    if isinstance(error, SystemExit):
+        reason, told = EndReason.CANCELLED, "Its worker was stopped."
+    elif isinstance(error, SoftTimeLimitExceeded):
+        reason, told = EndReason.TIMED_OUT, "The attempt took longer than any may."
+    try:
+        observed = parts.gateway.close(run_id)
+    except DependencyDown:
+        observed = None
+    observed = observed or calllog.summed(turn.place.kept / "gateway.jsonl", run_id)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        run = session.get_one(AgentRun, run_id)
+        if run.finished_at is None:
+            endings.write(run, reason, f"The agent was broken off: {told}", observed, db.now(session))
+            endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
 
 
 def _open(parts: Parts, step: StepSpec, turn: Turn, agent: Agent) -> str:

@@ -113,6 +113,11 @@ class Place:
     root: Path
     prefix: str
 
+    @staticmethod
+    def of(root: Path) -> Place:
+        """The place of an agent run whose directory is called by its role and number."""
+        return Place(root, "" if root.name == "coder-1" else f"{root.name}/")
+
     @property
     def inp(self) -> Path:
         """Mounted read-only at /in."""
