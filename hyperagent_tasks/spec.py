@@ -141,6 +141,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class SoFar:
+    """Work an earlier attempt left when a budget was spent: a sealed commit on `base`, and the round that goes on with it."""
+
+    base: str
+    commit: str
+    round: int
+    feedback: str
+
+
+@dataclass(frozen=True)
 class Made:
     """A step's commit. `tree` is None where an earlier attempt made it; `seen` is what this attempt saw on the way."""
 

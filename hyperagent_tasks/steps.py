@@ -8,7 +8,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from hyperagent_common import db
 from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
-from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, spec
+from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, sofar, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.parts import Parts, instance
@@ -51,8 +51,9 @@ def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
     step = preparing.branch(parts, step)
     made = sealing.made_before(parts, step)
     if made is None:
-        work = preparing.workspace(parts, step)
-        approved = rounds.until_approved(parts, step, work, lease)
+        begun = sofar.found(parts, step)
+        work = preparing.workspace(parts, step, begun)
+        approved = rounds.until_approved(parts, step, work, lease, begun)
         made = sealing.commit(parts, step, approved)
         recording.keep_made(parts, step, made)
         failpoint("after_commit")
