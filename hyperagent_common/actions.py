@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from hyperagent_common import db, events, patches, workflows
 from hyperagent_common.errors import Conflict, NotFound
 from hyperagent_common.events import EventKind
-from hyperagent_common.models import DeadLetter, Project, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import DeadLetter, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import ALLOWED, STEP_ENDED, STEP_RETRY, Action, AttemptState, StepState, WorkflowState
 
 CANCELLED = "cancelled"
@@ -106,6 +106,7 @@ def _instead(action: Action) -> str:
 def _resume(session: Session, app: Celery, workflow: Workflow, by: str) -> None:
     moment = db.now(session)
     workflows.move(workflow, WorkflowState.RUNNING, None)
+    _grant(session, workflow, moment)
     events.record(session, EventKind.WORKFLOW_RESUMED, workflow_id=workflow.id, at=moment, by=by)
     for step in workflow.steps:  # their messages may have come and gone while nothing could be claimed
         if step.state == StepState.QUEUED:
@@ -113,6 +114,25 @@ def _resume(session: Session, app: Celery, workflow: Workflow, by: str) -> None:
             workflows.enqueue(session, app, workflow, step.key, moment)
     session.flush()
     workflows.advance(session, app, workflow.id)
+
+
+def _grant(session: Session, workflow: Workflow, moment: datetime) -> None:
+    """Where spent budgets paused the workflow, each of them counts once more, however many of its steps found it spent."""
+    happened = (RunnerEvent.workflow_id == workflow.id,)
+    newest = select(RunnerEvent).where(*happened).order_by(RunnerEvent.id.desc()).limit(1)
+    paused = session.scalar(newest.where(RunnerEvent.kind == EventKind.WORKFLOW_PAUSED))
+    resumed = session.scalar(newest.where(RunnerEvent.kind == EventKind.WORKFLOW_RESUMED))
+    if paused is None or paused.data["by"] != workflows.BY_BUDGET:
+        return
+    since = (RunnerEvent.kind == EventKind.BUDGET_SPENT, RunnerEvent.id > (resumed.id if resumed else 0))
+    spent = {
+        (e.data["scope"], e.step_id if e.data["scope"] == "step" else None)
+        for e in session.scalars(select(RunnerEvent).where(*happened, *since))
+    }
+    steps = {step.id: step for step in workflow.steps}
+    for scope, step_id in sorted(spent, key=str):
+        step = steps.get(step_id or "")
+        events.record(session, EventKind.BUDGET_GRANTED, step=step, workflow_id=workflow.id, at=moment, scope=scope)
 
 
 def _cancel(session: Session, workflow: Workflow, by: str, reason: str) -> None:

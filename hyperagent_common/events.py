@@ -48,6 +48,7 @@ class EventKind(StrEnum):
     VERDICT_MALFORMED = "verdict.malformed"
     AGENT_FALLBACK = "agent.fallback"
     BUDGET_SPENT = "budget.spent"
+    BUDGET_GRANTED = "budget.granted"
     COMMITTED = "step.committed"
     PATCH_OPENED = "patch.opened"
     PATCH_REVISED = "patch.revised"

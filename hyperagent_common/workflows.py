@@ -20,6 +20,9 @@ from hyperagent_common.models import Workflow, WorkflowStep
 from hyperagent_common.plan import Plan
 from hyperagent_common.states import ProjectState, StepState, StepView, WorkflowState
 
+BY_BUDGET = "budget"
+"""Who paused a workflow whose budget is spent."""
+
 
 def project(session: Session, name: str) -> models.Project:
     """The project called `name`, ready for workflows. Raises `NotFound`, `BadInput`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hyperagent_common.choices import KINDS, SCOPES, Amount
 
@@ -12,28 +13,33 @@ WORDS = {"tokens": "{:.0f} tokens", "usd": "{:.2f} US dollars", "seconds": "{:.0
 
 @dataclass(frozen=True)
 class Spent:
-    """What agent runs used, and how often a person gave the budget once more."""
+    """What agent runs used, and how often a person, resuming after its end, gave the budget once more; `unpriced` counts the
+    runs whose cost nobody knows: a project's earlier runs may have had no price."""
 
     tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
     grants: int = 0
+    unpriced: int = 0
 
 
 @dataclass(frozen=True)
 class Left:
-    """What the next agent run may use; None where nothing limits it. `spent` names the first budget that is used up."""
+    """What the next agent run may use; None where nothing limits it. `spent` names the first budget that is used up,
+    `scopes` by kind whose rest it is."""
 
     tokens: int | None = None
     usd: float | None = None
     seconds: float | None = None
     scope: str | None = None
     spent: str | None = None
+    scopes: Mapping[str, str] = field(default_factory=dict)
 
 
 def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:
     """The smallest rest over all scopes; each time a person resumes after a pause the limit counts once more."""
     rests: dict[str, float] = {}
+    scopes: dict[str, str] = {}
     for scope in SCOPES:
         used = spent.get(scope, Spent())
         for kind in KINDS:
@@ -44,7 +50,9 @@ def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:
             if rest <= 0:
                 much = WORDS[kind].format(getattr(used, kind))
                 whole = WORDS[kind].format(limit * (1 + used.grants))
-                return Left(0, 0.0, 0.0, scope, f"The budget of this {scope} is spent: {much} of {whole}.")
-            rests[kind] = min(rest, rests.get(kind, rest))
+                more = f", and {used.unpriced} agent runs of unknown cost" if kind == "usd" and used.unpriced else ""
+                return Left(0, 0.0, 0.0, scope, f"The budget of this {scope} is spent: {much} of {whole}{more}.")
+            if rest < rests.get(kind, math.inf):
+                rests[kind], scopes[kind] = rest, scope
     tokens = rests.get("tokens")
-    return Left(None if tokens is None else int(tokens), rests.get("usd"), rests.get("seconds"))
+    return Left(None if tokens is None else int(tokens), rests.get("usd"), rests.get("seconds"), scopes=scopes)

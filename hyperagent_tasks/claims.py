@@ -292,7 +292,7 @@ def hold(url: str, claim: Claim, error: BudgetSpent) -> None:
         attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
         said = {"scope": error.scope, "reason": error.message}
         events.record(session, EventKind.BUDGET_SPENT, step=step, attempt=attempt, at=moment, **said)
-        workflows.pause(session, workflow, reason=error.sentence, by="budget")
+        workflows.pause(session, workflow, reason=error.sentence, by=workflows.BY_BUDGET)
 
 
 def give_up(url: str, app: Celery, claim: Claim, error: HyperagentError) -> None:

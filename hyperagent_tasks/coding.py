@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hyperagent_common import events
+from hyperagent_common.errors import BudgetSpent
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt
 from hyperagent_tasks import claims, conversing, fallback, prompts, spending
-from hyperagent_tasks.agents.base import AgentRole
+from hyperagent_tasks.agents.base import AgentRole, EndReason
 from hyperagent_tasks.claims import Lease
 from hyperagent_tasks.conversing import Ran, Turn
 from hyperagent_tasks.parts import Parts
@@ -33,9 +34,9 @@ class Bench:
             turn = self._turn(role, number, prompt, ws, used)
             ran = conversing.run(self.parts, self.step, turn, self.lease)
             self._used[role] = used = used + len(ran.observed.switches)  # the gateway has tried these
-            if ran.outcome.ok:
+            if conversing.answered(ran.outcome, role):
                 return ran
-            spending.left(self.parts, self.step)  # a spent budget asks a person, it is no failure of the agent
+            self._budgets_hold(turn, ran)
             self._used[role] = used = used + 1
             following = fallback.decide(str(ran.outcome.reason), choices, used - 1)
             if isinstance(following, fallback.Stop):
@@ -44,10 +45,17 @@ class Bench:
             self._record(role, number, ran, following)
             prompt = prompt if prompt.startswith(TOOK_OVER) or role != "coder" else f"{TOOK_OVER}\n\n{prompt}"
 
+    def _budgets_hold(self, turn: Turn, ran: Ran) -> None:
+        """A spent budget asks a person, it is no failure of the agent, though it was given anew since. Raises `BudgetSpent`."""
+        spending.left(self.parts, self.step)
+        scope = turn.left.scopes.get(str((ran.observed.failure or {}).get("of")))
+        if ran.outcome.reason is EndReason.BUDGET and scope:
+            raise BudgetSpent(f"The rest of the budget of this {scope} is spent.", scope=scope, mend=spending.MEND)
+
     def _turn(self, role: AgentRole, number: int, prompt: str, ws: Path, used: int) -> Turn:
         self._runs[role] = run = self._runs.get(role, 0) + 1
         name = f"{role}-{run}"
-        place = Place(self.work.root / "runs" / name, "" if name == "coder-1" else f"{name}/")
+        place = Place.of(self.work.root / "runs" / name)
         choices = self.step.choices.of(role)
         digest = prompts.persona(role, self.step.choices.prompts).digest
         left, others = spending.left(self.parts, self.step), fallback.of_same_cli(choices, used - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -9,11 +10,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from hyperagent_common import db, events
 from hyperagent_common.choices import Choice
 from hyperagent_common.errors import (
     AgentFailed,
     Cancelled,
+    DependencyDown,
     HyperagentError,
     LeaseLost,
     ProviderDown,
@@ -22,10 +26,11 @@ from hyperagent_common.errors import (
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, StepAttempt
-from hyperagent_tasks import claims, recording
+from hyperagent_tasks import claims, endings, recording
 from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentRole, AgentTask, EndReason, StreamParser
 from hyperagent_tasks.budget import Left
 from hyperagent_tasks.claims import Lease
+from hyperagent_tasks.gateway import calllog
 from hyperagent_tasks.gateway.client import Grant, Observed, new_token
 from hyperagent_tasks.live import LiveLog
 from hyperagent_tasks.parts import Parts
@@ -44,6 +49,7 @@ SEEN = {
     "budget": EndReason.BUDGET,
     "scenario": EndReason.REFUSED,
 }
+FORGOTTEN = AgentOutcome(EndReason.PROVIDER, "The gateway was started anew while the agent ran, and cut it off.")
 MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
 
 
@@ -100,11 +106,35 @@ def run(parts: Parts, step: StepSpec, turn: Turn, lease: Lease) -> Ran:
     run_id = _open(parts, step, turn, agent)
     try:
         ran = _converse(parts, step, turn, lease, agent, run_id)
+    except BaseException as error:
+        with contextlib.suppress(LeaseLost, DependencyDown):  # then its end is for the reaper to write
+            _broke_off(parts, step, turn, run_id, error)
+        raise
     finally:
-        recording.keep_logs(parts, step, turn.place, turn.ws if turn.role == "coder" else None)
+        if not lease.lost():
+            recording.keep_logs(recording.of_step(parts, step), turn.place, turn.ws if turn.role == "coder" else None)
     if lease.lost():
         raise LeaseLost()
     return ran
+
+
+def _broke_off(parts: Parts, step: StepSpec, turn: Turn, run_id: str, error: BaseException) -> None:
+    """The end of a run that has no outcome: this side stopped within it. Raises `LeaseLost`, `DependencyDown`."""
+    reason, told = EndReason.CRASHED, str(error) or type(error).__name__
+    if isinstance(error, SystemExit):
+        reason, told = EndReason.CANCELLED, "Its worker was stopped."
+    elif isinstance(error, SoftTimeLimitExceeded):
+        reason, told = EndReason.TIMED_OUT, "The attempt took longer than any may."
+    try:
+        observed = parts.gateway.close(run_id)
+    except DependencyDown:
+        observed = None
+    observed = observed or calllog.summed(turn.place.kept / "gateway.jsonl", run_id)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        run = session.get_one(AgentRun, run_id)
+        if run.finished_at is None:
+            endings.write(run, reason, f"The agent was broken off: {told}", observed, db.now(session))
+            endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
 
 
 def _open(parts: Parts, step: StepSpec, turn: Turn, agent: Agent) -> str:
@@ -151,17 +181,26 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
     finally:
         observed = parts.gateway.close(run_id)
         live.close()
-    outcome = seen_by_gateway(parser.outcome(result), observed)
+    forgotten = observed is None and agent.dialect is not None
+    observed = observed or calllog.summed(kept / "gateway.jsonl", run_id)
+    outcome = FORGOTTEN if forgotten else seen_by_gateway(parser.outcome(result), observed)
     version = parts.agent_version(agent)
     _close(parts, step, turn, run_id, outcome, observed, result, version)
-    said = None if agent.dialect is None else observed.text
-    model = answered_by(turn.choice.model, observed)
-    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, said)
+    if forgotten and not lease.lost():
+        raise DependencyDown(FORGOTTEN.sentence)
+    model = endings.answered_by(turn.choice.model, observed)
+    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, spoken(agent, observed))
 
 
-def answered_by(model: str, observed: Observed) -> str:
-    """The model that answered at the end: the one asked for, unless the gateway moved the run to another."""
-    return str(observed.switches[-1]["to"]) if observed.switches else model
+def answered(outcome: AgentOutcome, role: AgentRole) -> bool:
+    """Whether there is something to judge: a verifier or planner that ended without a word gave an empty answer."""
+    empty = role != "coder" and outcome.reason is EndReason.NO_CHANGE and not outcome.final_text.strip()
+    return outcome.ok or empty
+
+
+def spoken(agent: Agent, observed: Observed) -> str | None:
+    """What a run's model said last at the gateway; None where the agent asks no model."""
+    return None if agent.dialect is None else observed.text
 
 
 def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) -> Grant:
@@ -220,28 +259,11 @@ def _close(
 ) -> None:
     with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
         run = session.get_one(AgentRun, run_id)
-        run.end_reason, run.sentence, run.session_id = outcome.reason, outcome.sentence, outcome.session_id
+        endings.write(run, outcome.reason, outcome.sentence, observed, result.finished_at)
+        run.session_id, run.cli_version = outcome.session_id, version
         run.exit_code, run.container_id, run.image_id = result.exit_code, result.container_id, result.image_id
-        run.input_tokens, run.output_tokens, run.cached_tokens = observed.input, observed.output, observed.cached
-        run.requests, run.cost_usd, run.cli_version = observed.requests, observed.cost, version
-        run.model = answered_by(run.model, observed)
         run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
-        run.finished_at = result.finished_at
-        attempt = session.get_one(StepAttempt, step.claim.attempt_id)
-        for switch in observed.switches:
-            moved = {"role": turn.role, "round": turn.round, "agent": run.provider, "model": switch["to"]}
-            moved |= {"from": switch["from"], "to": switch["to"], "why": f"{switch['from']} failed: {switch['why']}"}
-            events.record(session, EventKind.AGENT_FALLBACK, step=row, attempt=attempt, by="gateway", **moved)
-        said = {
-            "reason": str(outcome.reason),
-            "requests": observed.requests,
-            "tokens": observed.input + observed.output,
-            "cost": observed.cost,
-            "answered": observed.answered,
-            "estimated": observed.estimated,
-        }
-        took = (result.finished_at - result.started_at).total_seconds()
-        events.record(session, EventKind.AGENT_ENDED, step=row, attempt=attempt, latency=took, **said)
+        endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
 
 
 def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:

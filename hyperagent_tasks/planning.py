@@ -18,9 +18,10 @@ from hyperagent_common.choices import Choice
 from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
-from hyperagent_tasks import fallback, preparing, prompts
+from hyperagent_tasks import endings, fallback, preparing, prompts
 from hyperagent_tasks.agents.base import Agent, AgentTask, StreamParser
-from hyperagent_tasks.conversing import answered_by, seen_by_gateway
+from hyperagent_tasks.conversing import FORGOTTEN, answered, seen_by_gateway, spoken
+from hyperagent_tasks.gateway import calllog
 from hyperagent_tasks.gateway.client import Grant, new_token
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
@@ -117,8 +118,8 @@ def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, 
     for number in range(1, ASKS + 1):
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
-        text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
         try:
+            text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
             return plans.parse(only_object(text))
         except Malformed as error:
             faults = f"- {error}"
@@ -148,7 +149,7 @@ def _owner(parts: Parts, held: Held, seconds: float) -> Owner:
 def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path, root: Path, number: int, lease: Keeper) -> str:
     """The final text of the first planner, which the gateway may move to further models of its CLI.
 
-    Raises `AgentFailed`, `LeaseLost`.
+    Raises `AgentFailed`, `LeaseLost`, `Malformed`.
     """
     choice, others = among[0], fallback.of_same_cli(among, 0)
     agent, token, run_id = parts.agent(choice.provider), new_token(), new_id()
@@ -160,8 +161,8 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     limit = parts.settings.agent_max_requests
-    said = (run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log)
-    parts.gateway.open(Grant(*said, run=number, fallback=others))
+    asked = (run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log)
+    parts.gateway.open(Grant(*asked, run=number, fallback=others))
     base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner")
     parser, began = agent.parser("planner"), datetime.now(UTC)
@@ -173,10 +174,11 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
         observed = parts.gateway.close(run_id)
     if lease.lost():
         raise LeaseLost()
-    outcome = seen_by_gateway(parser.outcome(result), observed)
+    outcome = FORGOTTEN if observed is None else seen_by_gateway(parser.outcome(result), observed)
+    observed = observed or calllog.summed(place.kept / "gateway.jsonl", run_id)
     row = AgentRun(
         id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name,
-        model=answered_by(choice.model, observed),
+        model=endings.answered_by(choice.model, observed),
         cli_version=parts.agent_version(agent), session_id=outcome.session_id, end_reason=outcome.reason,
         sentence=outcome.sentence, exit_code=result.exit_code, container_id=result.container_id, image_id=result.image_id,
         input_tokens=observed.input, output_tokens=observed.output, cached_tokens=observed.cached,
@@ -186,12 +188,9 @@ def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path,
     )  # fmt: skip
     with db.transaction(parts.settings.db_url) as session:
         session.add(row)
-    if not outcome.ok:
+    if not answered(outcome, "planner"):
         raise AgentFailed(f"The planner {agent.name} gave no answer: {outcome.sentence}")
-    try:
-        return heard(outcome.final_text, observed.text)
-    except Malformed as error:
-        raise AgentFailed(f"The planner {agent.name} cannot be believed: {error}.") from error
+    return heard(outcome.final_text, spoken(agent, observed))
 
 
 def _take_in(parser: StreamParser, kept: BinaryIO, stream: str, data: bytes, /) -> None:

@@ -12,7 +12,7 @@ from hyperagent_common.models import Project, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, projects, requirements
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
-from hyperagent_tasks.spec import StepSpec, Workdir
+from hyperagent_tasks.spec import SoFar, StepSpec, Workdir
 
 SCRIPTS = "/usr/local/lib/hyperagent"
 MATERIALISE_SECONDS = 300.0
@@ -71,14 +71,17 @@ def owner(parts: Parts, step: StepSpec, seconds: float) -> Owner:
     )
 
 
-def workspace(parts: Parts, step: StepSpec) -> Workdir:
-    """A workspace holding a fresh clone of the branch's tip, made in a container of its own."""
+def workspace(parts: Parts, step: StepSpec, begun: SoFar | None = None) -> Workdir:
+    """A workspace holding a fresh clone of the branch's tip, made in a container of its own; where an attempt has `begun`
+    the work, of the commit it began on, with its changes."""
     reap_older(parts, step)
     work = Workdir(parts.settings.home / "work" / step.claim.attempt_id)
     work.make()
     parts.runner.workspace(work.ws)
-    tip = step.head or ""
+    tip = begun.base if begun else step.head or ""
     parts.gitgate.base_bundle(step.project, tip, work.inp / "base.bundle")
+    if begun:
+        parts.gitgate.base_bundle(step.project, begun.commit, work.inp / "work.bundle", without=tip)
     (work.kept / "base").write_text(tip)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
         session.get_one(StepAttempt, step.claim.attempt_id).base_commit = tip
@@ -107,7 +110,7 @@ def clone(parts: Parts, step: StepSpec, commit: str, root: Path) -> Path:
 
 
 def materialise(parts: Parts, whose: Owner, ws: Path, inp: Path) -> None:
-    """Fill the empty workspace `ws` from `inp`/base.bundle, in a container of its own."""
+    """Fill the empty workspace `ws` from `inp`/base.bundle (with the changes of `inp`/work.bundle), in a container of its own."""
     result = parts.runner.run(
         RunSpec(
             role="materialise",

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
-from hyperagent_common.models import PlanDraft, StepAttempt
+from hyperagent_common.models import AgentRun, PlanDraft, StepAttempt
 from hyperagent_common.states import AttemptState
-from hyperagent_tasks import handover, scratch
+from hyperagent_tasks import endings, handover, recording, scratch
+from hyperagent_tasks.gateway import calllog
+from hyperagent_tasks.gateway.grants import Observed
 from hyperagent_tasks.gitgate.importing import QUARANTINE
 from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.spec import Workdir
 
 log = logging.getLogger(__name__)
 ATTEMPT, ROLE = "hyperagent.attempt", "hyperagent.role"
@@ -26,7 +32,8 @@ def reap(parts: Parts) -> dict[str, int]:
 
     A thing is seen first and its attempt asked for afterwards: an attempt's row is there before anything it owns.
     """
-    kinds = {"containers": _containers, "workspaces": _workspaces, "refs": _refs, "grants": _grants, "scratch": _scratch}
+    kinds = {"containers": _containers, "grants": _grants, "agent_runs": _agent_runs, "workspaces": _workspaces}
+    kinds |= {"refs": _refs, "scratch": _scratch}
     done = dict.fromkeys(kinds, 0)
     for name, part in kinds.items():
         try:
@@ -65,9 +72,18 @@ def _workspaces(parts: Parts) -> int:
     work = parts.settings.home / "work"
     for path in list(work.iterdir()) if work.is_dir() else []:
         if not path.name.startswith(".") and not runs(path.name):
+            _store(parts, path)
             parts.runner.remove_tree(path)
             ended += 1
     return ended
+
+
+def _store(parts: Parts, path: Path) -> None:
+    """What its agent said is stored first; a storage that is away costs this, not the host's disk."""
+    try:
+        recording.keep_left(parts, Workdir(path))
+    except (HyperagentError, OSError) as error:
+        log.warning("reap.unstored", extra={"path": str(path), "error": str(error)})
 
 
 def _refs(parts: Parts) -> int:
@@ -89,3 +105,28 @@ def _grants(parts: Parts) -> int:
             parts.gateway.close(run_id)
             ended += 1
     return ended
+
+
+def _agent_runs(parts: Parts) -> int:
+    """Write the ends of this host's agent runs whose workers may write no more."""
+    url, here, closed = parts.settings.db_url, f"{socket.gethostname()}:", 0
+    with db.transaction(url, reading=True) as session:
+        found = [(run.id, run.attempt_id, _worker(session, run)) for run in endings.open_runs(session)]
+    for run_id, attempt_id, worker in found:
+        observed = parts.gateway.close(run_id)
+        if observed is None and not worker.startswith(here):
+            continue  # another host's
+        observed = observed or _from_call_logs(parts, attempt_id or "", run_id)
+        with db.transaction(url) as session:
+            closed += endings.of_the_dead(session, run_id, observed)
+    return closed
+
+
+def _worker(session: Session, run: AgentRun) -> str:
+    attempt = session.get(StepAttempt, run.attempt_id or "")
+    return attempt.worker if attempt else ""
+
+
+def _from_call_logs(parts: Parts, attempt_id: str, run_id: str) -> Observed:
+    logs = (parts.settings.home / "work" / attempt_id / "runs").glob("*/kept/gateway.jsonl")
+    return next((seen for path in logs if (seen := calllog.summed(path, run_id)).requests), Observed())

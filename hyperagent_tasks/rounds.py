@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from hyperagent_common.errors import ChecksFailed, RoundsSpent, WorkRejected
-from hyperagent_tasks import coding, preparing, reviewing, sealing
+from hyperagent_common.errors import BudgetSpent, ChecksFailed, RoundsSpent, WorkRejected
+from hyperagent_tasks import coding, preparing, reviewing, sealing, sofar
 from hyperagent_tasks.claims import Lease
 from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.sealing import Approved, Examined
-from hyperagent_tasks.spec import StepSpec, Workdir
+from hyperagent_tasks.spec import SoFar, StepSpec, Workdir
 from hyperagent_tasks.verdict import Decision, Verdict
 
 
-def until_approved(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Approved:
-    """Rounds until one is approved with passing checks. Raises `WorkRejected`, `ChecksFailed`, `RoundsSpent`."""
+def until_approved(parts: Parts, step: StepSpec, work: Workdir, lease: Lease, begun: SoFar | None = None) -> Approved:
+    """Rounds until one is approved with passing checks, from the one that was `begun`. Where a budget is spent within one, the
+    work is put by. Raises `WorkRejected`, `ChecksFailed`, `RoundsSpent`, `BudgetSpent`."""
     bench = coding.Bench(parts, step, work, lease)
-    feedback = ""
-    for number in range(1, step.choices.rounds + 1):
-        found = _round(bench, number, feedback)
+    first, feedback = (begun.round, begun.feedback) if begun else (1, "")
+    for number in range(first, step.choices.rounds + 1):
+        try:
+            found = _round(bench, number, feedback)
+        except BudgetSpent:
+            sofar.put_by(parts, step, work, lease, number, feedback)
+            raise
         if _passes(found):
             return found
         feedback = _feedback(found.examined, found.verdict)

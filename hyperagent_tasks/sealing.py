@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from hyperagent_common import events
@@ -58,20 +59,26 @@ class Examined:
         return "\n".join(lines)
 
 
-def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Examined:
-    """Seal the workspace, import the result through quarantine, and run the checks on it meanwhile."""
+def bundle(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Path | None:
+    """Seal the workspace; its changes as a bundle, None where there are none. Raises `IntakeRefused`, `Transient`."""
     ended = parts.runner.run(_seal_spec(parts, step, work), cancelled=lease.lost)
     if ended.exit_code == UNSEALABLE:
         raise IntakeRefused(f"The workspace cannot be sealed: {ended.stderr_tail.strip()[-500:]}")
     must(ended, "The workspace could not be sealed")
-    bundle = work.out / "out.bundle"
-    if not bundle.exists():
+    made = work.out / "out.bundle"
+    return made if made.exists() else None
+
+
+def seal(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> Examined:
+    """Seal the workspace, import the result through quarantine, and run the checks on it meanwhile."""
+    made = bundle(parts, step, work, lease)
+    if made is None:
         raise AgentFailed("The agent said it was done and changed nothing.", mend="Say in the plan what must change.")
     with ThreadPoolExecutor(1, thread_name_prefix="check") as pool:
         checking = pool.submit(_check, parts, step, work, lease)
         try:
             sealed = parts.gitgate.import_seal(
-                step.project, step.claim.attempt_id, work.inp / "base.bundle", bundle, (work.kept / "base").read_text()
+                step.project, step.claim.attempt_id, work.inp / "base.bundle", made, (work.kept / "base").read_text()
             )
             checked = checking.result()
         except BaseException:  # also where this worker is being stopped: the checks end now, not when they please

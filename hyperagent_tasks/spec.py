@@ -113,6 +113,11 @@ class Place:
     root: Path
     prefix: str
 
+    @staticmethod
+    def of(root: Path) -> Place:
+        """The place of an agent run whose directory is called by its role and number."""
+        return Place(root, "" if root.name == "coder-1" else f"{root.name}/")
+
     @property
     def inp(self) -> Path:
         """Mounted read-only at /in."""
@@ -133,6 +138,16 @@ class Place:
         for path in (self.inp, self.logs, self.kept):
             path.mkdir(parents=True, mode=0o700)
         self.inp.chmod(0o755)
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """Work an earlier attempt left when a budget was spent: a sealed commit on `base`, and the round that goes on with it."""
+
+    base: str
+    commit: str
+    round: int
+    feedback: str
 
 
 @dataclass(frozen=True)

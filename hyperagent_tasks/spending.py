@@ -36,10 +36,11 @@ def spent(session: Session, step: StepSpec, scope: str) -> Spent:
     of = _scope(session, step, scope)
     query = select(AgentRun).join(StepAttempt, StepAttempt.id == AgentRun.attempt_id).join(WorkflowStep).join(Workflow)
     runs = session.scalars(query.where(*of)).all()
-    asked = select(RunnerEvent.data).where(RunnerEvent.kind == EventKind.BUDGET_SPENT, *_events(session, step, scope))
+    asked = select(RunnerEvent.data).where(RunnerEvent.kind == EventKind.BUDGET_GRANTED, *_events(session, step, scope))
     return Spent(
         tokens=sum((run.input_tokens or 0) + (run.output_tokens or 0) for run in runs),
         usd=sum(run.cost_usd or 0.0 for run in runs),
+        unpriced=sum(run.cost_usd is None and bool(run.requests) for run in runs),
         seconds=sum((run.finished_at - run.started_at).total_seconds() for run in runs if run.finished_at),
         grants=sum(1 for data in session.scalars(asked) if data.get("scope") == scope),
     )

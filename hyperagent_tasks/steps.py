@@ -8,7 +8,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from hyperagent_common import db
 from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
-from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, spec
+from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, sofar, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.parts import Parts, instance
@@ -25,7 +25,7 @@ def run_step(parts: Parts, step_id: str, generation: int) -> str:
 
 def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
     """Run the hops; where they fail, write how the step stands before the error goes on to Celery."""
-    s = parts.settings
+    s, ours = parts.settings, True
     try:
         return carry_out(parts, claim, lease)
     except SystemExit:  # the worker is drained: another one goes on at once
@@ -36,9 +36,11 @@ def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
         late = RunnerTimeout(f"The step did not end within {s.attempt_seconds:.0f} s.")
         raise claims.fail(s.db_url, parts.app, claim, late) from error
     except Exception as error:
+        ours = not isinstance(error, LeaseLost)
         raise claims.fail(s.db_url, parts.app, claim, error, patience=s.dependency_patience, outage=s.outage_patience) from error
     finally:
-        recording.clean(parts, claim)
+        if ours:  # else what it left is the reaper's, which may still store it
+            recording.clean(parts, claim)
 
 
 def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
@@ -49,8 +51,9 @@ def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
     step = preparing.branch(parts, step)
     made = sealing.made_before(parts, step)
     if made is None:
-        work = preparing.workspace(parts, step)
-        approved = rounds.until_approved(parts, step, work, lease)
+        begun = sofar.found(parts, step)
+        work = preparing.workspace(parts, step, begun)
+        approved = rounds.until_approved(parts, step, work, lease, begun)
         made = sealing.commit(parts, step, approved)
         recording.keep_made(parts, step, made)
         failpoint("after_commit")

@@ -23,7 +23,7 @@ from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import STEP_ENDED, AttemptState, StepState, WorkflowState
 from hyperagent_common.upkeep_models import Reconciler
-from hyperagent_tasks import claims, resending
+from hyperagent_tasks import claims, endings, resending
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 
@@ -131,6 +131,8 @@ def reconcile(parts: Parts) -> dict[str, int]:
             workflows.advance(session, parts.app, workflow_id)
         done["advance"] += 1
     done |= resending.reconcile(parts)
+    with db.transaction(parts.settings.db_url) as session:
+        done["agent_runs"] = endings.give_up(session, db.now(session))
     _tell(parts, done)
     if any(done.values()):
         log.info("reconciled", extra=done)

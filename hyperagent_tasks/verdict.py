@@ -118,7 +118,9 @@ def heard(text: str, said: str | None) -> str:
 
 
 def only_object(text: str) -> dict[str, Any]:
-    """The JSON object a text consists of, or the only one it holds in a fenced block."""
+    """The JSON object a text consists of, or the only one it holds in a fenced block. Raises `Malformed`."""
+    if not text.strip():
+        raise Malformed("it is empty")
     whole = _decoded(text.strip())
     if whole is not None:
         return whole

@@ -96,6 +96,7 @@ SENTENCES: dict[str, str] = {
     "verdict.malformed": "round {round}: the verifier's answer is no verdict: {fault}",
     "agent.fallback": "{why}; {agent} goes on with {model}",
     "budget.spent": "paused: {reason}",
+    "budget.granted": "the budget of this {scope} counts once more",
     "step.committed": "committed {commit}",
     "patch.opened": "patch opened: {patch}",
     "patch.revised": "patch revised: {patch}",

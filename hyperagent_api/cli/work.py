@@ -92,12 +92,15 @@ def plan_show(draft: str, output: Path | None, as_json: bool) -> None:
 
 
 def _give(made: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    """A draft's plan, to a file or to stdout. Raises `BadInput`."""
+    """A draft's plan, to a file or to stdout; `--json` tells the draft itself on stdout. Raises `BadInput`."""
     if made["state"] != "done":
         raise BadInput(made["reason"] or "The planner wrote no plan.")
-    text = json.dumps(made) if as_json else yaml.safe_dump(made["plan"], sort_keys=False, allow_unicode=True, width=100)
-    if output is None:
+    text = yaml.safe_dump(made["plan"], sort_keys=False, allow_unicode=True, width=100)
+    if as_json:
+        emit(made)
+    elif output is None:
         click.echo(text.rstrip())
+    if output is None:
         return
     try:
         output.write_text(text)

@@ -9,10 +9,10 @@ LINE_LIMIT = 8 << 20
 
 
 def clean(value: object, limit: int) -> str:
-    """At most `limit` characters of `value` as text that any database and terminal takes."""
+    """At most `limit` characters of `value` as text that any database and terminal takes; each kind of line end is a newline."""
     if not isinstance(value, str):
         return ""
-    text = value[:limit].encode("utf-8", "replace").decode()
+    text = value[:limit].encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c in "\n\t" or (c >= " " and c != "\x7f") else "\ufffd" for c in text)
 
 

@@ -16,8 +16,8 @@ from hyperagent_tasks.gateway.config import GatewayConfig
 from hyperagent_tasks.gateway.exchange import Exchange
 from hyperagent_tasks.gateway.failures import Failure, following
 
-# opencode asks again for minutes where a refusal holds one of these, whatever its status
-TEMPTING = re.compile(r"429|rate.?limit|too.?many.?requests|overloaded|unavailable|exhausted|try again", re.IGNORECASE)
+# opencode asks again for minutes where a refusal holds one of these anywhere (as 65000 holds 500), whatever its status
+TEMPTING = re.compile(r"429|50[0234]|rate.?limit|too.?many.?requests|overloaded|unavailable|exhausted|try again", re.I)
 SAID_AS = {"rate_limit": "throttled"}
 
 

@@ -96,7 +96,7 @@ class Gateway:
                 f"Choose a provider or a CLI that fits."
             )
         if known.kind == "replay":
-            return self._replay_fault(model)
+            return self._replay_fault(model) or (_unpriced(known, model) if priced else None)
         if not known.api_key:
             return f"The provider {provider!r} has no key. Set its api_key or api_key_file."
         return _unpriced(known, model) if priced else None

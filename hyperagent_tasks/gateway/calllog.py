@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hyperagent_tasks.gateway.grants import Observed
+
 MAX_TEXT = 64 << 10
 
 
@@ -41,6 +43,24 @@ def write(path: Path, redactor: Redactor, **entry: Any) -> None:
         os.write(handle, line.encode("utf-8", "replace") + b"\n")
     finally:
         os.close(handle)
+
+
+def summed(path: Path, agent_run: str) -> Observed:
+    """What a run's lines tell of it: its requests and tokens, where the gateway's own books are gone."""
+    seen, costs = Observed(), []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the gateway was killed within this line
+        if entry["agent_run"] == agent_run:
+            used = entry["tokens"]
+            seen.requests = max(seen.requests, entry["number"])
+            seen.input, seen.output = seen.input + used["input"], seen.output + used["output"]
+            seen.cached += used["cached"]
+            costs.append(entry["cost"])
+    seen.cost = None if None in costs or not costs else float(sum(costs))
+    return seen
 
 
 def digest(data: bytes) -> str:

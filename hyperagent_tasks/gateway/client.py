@@ -15,6 +15,8 @@ from hyperagent_tasks.gateway.grants import Grant, Observed
 __all__ = ["GatewayClient", "Grant", "Observed", "new_token"]
 MEND = "Start it: `hyperagent up`, or `hyperagent gateway` on this host."
 INSIDE = "http://127.0.0.1:3128"
+MOST_TOLD = 8 << 20
+"""Bytes of an answer of the gateway: a run's books hold its model's last words, six bytes a character at the worst."""
 
 
 def new_token() -> str:
@@ -73,17 +75,17 @@ class GatewayClient:
         """The grants in force: agent run id to attempt id. Raises `DependencyDown`."""
         return {str(run): str(attempt) for run, attempt in self._ask("GET", "/grants").items()}
 
-    def observed(self, agent_run_id: str) -> Observed:
-        """What the gateway saw so far. A gateway that knows nothing of it (restarted) saw nothing."""
+    def observed(self, agent_run_id: str) -> Observed | None:
+        """What the gateway saw so far; None where it does not know the run: it was started anew since."""
         return self._observed("GET", agent_run_id)
 
-    def close(self, agent_run_id: str) -> Observed:
-        """End a grant: its requests are cut, its token is dead. Returns what was seen."""
+    def close(self, agent_run_id: str) -> Observed | None:
+        """End a grant: its requests are cut, its token is dead. Returns what was seen, again too; None as above."""
         return self._observed("DELETE", agent_run_id)
 
-    def _observed(self, method: str, agent_run_id: str) -> Observed:
+    def _observed(self, method: str, agent_run_id: str) -> Observed | None:
         said = self._ask(method, f"/grants/{agent_run_id}", missing={})
-        return Observed(**said)
+        return Observed(**said) if said else None
 
     def _ask(self, method: str, path: str, body: object = None, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
         connection = _Connection(self._control, self._timeout)
@@ -91,7 +93,7 @@ class GatewayClient:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            said: dict[str, Any] = json.loads(answer.read(1 << 20) or b"{}")
+            said: dict[str, Any] = json.loads(answer.read(MOST_TOLD) or b"{}")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise DependencyDown(f"The gateway does not answer: {error}", mend=MEND) from error
         finally:

@@ -56,7 +56,7 @@ async def _handle(gateway: Gateway, entry: Entry, request: web.Request, dialect:
         asked = dialect.read(body, request.match_info)
         url = reach.named(body)
         if url is not None:
-            told = f"a picture or file is named by its URL ({url[:80]}); send it whole, an agent has no network by any way"
+            told = "a picture or file is named by its URL; send it whole, an agent has no network by any way"
             return _error(dialect, 400, told, "invalid_request_error")
         refused = _refused(entry, dialect, asked, gateway)
         if refused is not None:

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 MAX_FAILURES = 100
-MAX_TEXT = 64 << 10
+MAX_TEXT = 256 << 10
+"""Characters of a model's last words: as many as are kept of a CLI's final text, which is compared with them."""
 UNKNOWN = "unknown token"
 
 
@@ -73,12 +74,12 @@ class Observed:
     switches: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""
 
-    def fail(self, kind: str, message: str, status: int | None = None) -> None:
-        """Note a failure; at most `MAX_FAILURES` are kept."""
+    def fail(self, kind: str, message: str, status: int | None = None, **more: str) -> None:
+        """Note a failure; at most `MAX_FAILURES` are kept. `of` names the budget that is spent: requests, tokens, usd."""
         if len(self.failures) == MAX_FAILURES:
             self.failures.pop()
             self.mended = min(self.mended, len(self.failures))
-        entry = {"class": kind, "status": status, "message": message[:500], "request": self.requests}
+        entry = {"class": kind, "status": status, "message": message[:500], "request": self.requests, **more}
         self.failures.append(entry)
 
     def answer(self, model: str, text: str | None = None) -> None:

@@ -69,19 +69,19 @@ class Purse:
         if self.run.over:
             return Refusal(401, UNKNOWN, "auth")
         if self.run.observed.requests >= self.run.grant.max_requests:
-            return self._spent("request", f"more than {self.run.grant.max_requests} model requests")
+            return self._spent("requests", "request", f"more than {self.run.grant.max_requests} model requests")
         return self._used_up()
 
     def _used_up(self) -> Refusal | None:
         seen, grant = self.run.observed, self.run.grant
         if grant.max_tokens is not None and seen.input + seen.output >= grant.max_tokens:
-            return self._spent("token", f"{seen.input + seen.output} tokens used of {grant.max_tokens}")
+            return self._spent("tokens", "token", f"{seen.input + seen.output} tokens used of {grant.max_tokens}")
         if grant.max_usd is not None and self.spent >= grant.max_usd:
-            return self._spent("cost", f"{self.spent:.4f} US dollars used of {grant.max_usd:.4f}")
+            return self._spent("usd", "cost", f"{self.spent:.4f} US dollars used of {grant.max_usd:.4f}")
         return None
 
-    def _spent(self, what: str, message: str) -> Refusal:
-        self.run.observed.fail("budget", message, 400)
+    def _spent(self, of: str, what: str, message: str) -> Refusal:
+        self.run.observed.fail("budget", message, 400, of=of)
         return Refusal(400, f"step {what} budget exhausted")
 
     @asynccontextmanager

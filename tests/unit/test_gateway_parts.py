@@ -12,6 +12,8 @@ from hyperagent_common.errors import BadInput, NotFound
 from hyperagent_common.settings import Secret
 from hyperagent_common.settings_schema import PROVIDER_KINDS
 from hyperagent_tasks.gateway import calllog, reach, scenario
+from hyperagent_tasks.gateway.answering import TEMPTING
+from hyperagent_tasks.gateway.book import Gateway
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.dialects import ALL
 from hyperagent_tasks.gateway.dialects.base import Asked, Dialect, Said, ToolCall, Usage
@@ -19,6 +21,7 @@ from hyperagent_tasks.gateway.dialects.openai_chat import Chat
 from hyperagent_tasks.gateway.failures import classify
 from hyperagent_tasks.gateway.grants import MAX_FAILURES, Observed
 from hyperagent_tasks.gateway.meter import Meter
+from hyperagent_tasks.gateway.purse import Price
 
 BUNDLED = Path(scenario.__file__).parent / "scenarios"
 
@@ -273,3 +276,18 @@ def test_a_canonical_write_becomes_a_call_of_what_the_client_offers(
     asked = Asked("m", True, 0, tools, "", "", "/ws")
     call = scenario.resolve({"op": "write", "path": "a.py", "content": "it's"}, asked)
     assert (call.name, dict(call.args)) == (name, arguments)
+
+
+def test_a_budget_in_dollars_needs_a_price_of_the_replay_provider_too(tmp_path: Path) -> None:
+    free, priced = Provider("replay", "replay"), Provider("priced", "replay", prices={"demo": Price(1.0, 2.0)})
+    gateway = Gateway(GatewayConfig(tmp_path, {"replay": free, "priced": priced}, (BUNDLED,)))
+    assert gateway.fault("replay", "demo") is None
+    assert "replay/demo has no price" in (gateway.fault("replay", "demo", priced=True) or "")
+    assert gateway.fault("priced", "demo", priced=True) is None
+
+
+@pytest.mark.parametrize(
+    "word", ["429", "500", "502", "503", "504", "rate_limit", "Too many requests", "overloaded", "try again"]
+)
+def test_no_words_that_make_opencode_ask_again_reach_it(word: str) -> None:
+    assert TEMPTING.search(f"maximum context length is 6{word}0 tokens")
