@@ -120,21 +120,31 @@ def run(parts: Parts, step: StepSpec, turn: Turn, lease: Lease) -> Ran:
 
 def _broke_off(parts: Parts, step: StepSpec, turn: Turn, run_id: str, error: BaseException) -> None:
     """The end of a run that has no outcome: this side stopped within it. Raises `LeaseLost`, `DependencyDown`."""
-    reason, told = EndReason.CRASHED, str(error) or type(error).__name__
+    reason, told = broken_off(error)
+    observed = figures(parts, run_id, turn.place)
+    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
+        run = session.get_one(AgentRun, run_id)
+        if run.finished_at is None:
+            endings.write(run, reason, told, observed, db.now(session))
+            endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
+
+
+def broken_off(error: BaseException) -> tuple[EndReason, str]:
+    """The end of a run that has no outcome, because of what this side raised within it."""
     if isinstance(error, SystemExit):
-        reason, told = EndReason.CANCELLED, "Its worker was stopped."
-    elif isinstance(error, SoftTimeLimitExceeded):
-        reason, told = EndReason.TIMED_OUT, "The attempt took longer than any may."
+        return EndReason.CANCELLED, "The agent was broken off: its worker was stopped."
+    if isinstance(error, SoftTimeLimitExceeded):
+        return EndReason.TIMED_OUT, "The agent was broken off: the attempt took longer than any may."
+    return EndReason.CRASHED, f"The agent was broken off: {str(error) or type(error).__name__}"
+
+
+def figures(parts: Parts, run_id: str, place: Place) -> Observed:
+    """End a run's grant; what the gateway saw of it, from its call log where it cannot be asked or has forgotten it."""
     try:
         observed = parts.gateway.close(run_id)
     except DependencyDown:
         observed = None
-    observed = observed or calllog.summed(turn.place.kept / "gateway.jsonl", run_id)
-    with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
-        run = session.get_one(AgentRun, run_id)
-        if run.finished_at is None:
-            endings.write(run, reason, f"The agent was broken off: {told}", observed, db.now(session))
-            endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
+    return observed or calllog.summed(place.kept / "gateway.jsonl", run_id)
 
 
 def _open(parts: Parts, step: StepSpec, turn: Turn, agent: Agent) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -14,15 +15,16 @@ from sqlalchemy import ColumnElement, select, update
 
 from hyperagent_common import choices, db, queue
 from hyperagent_common import plan as plans
-from hyperagent_common.choices import Choice
-from hyperagent_common.errors import AgentFailed, BadInput, HyperagentError, LeaseLost
+from hyperagent_common.choices import Choice, Choices
+from hyperagent_common.errors import AgentFailed, BadInput, DependencyDown, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
-from hyperagent_tasks import endings, fallback, preparing, prompts
-from hyperagent_tasks.agents.base import Agent, AgentTask, StreamParser
-from hyperagent_tasks.conversing import FORGOTTEN, answered, seen_by_gateway, spoken
+from hyperagent_tasks import endings, fallback, intake, preparing, prompts, spending
+from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentTask, StreamParser
+from hyperagent_tasks.budget import Left
+from hyperagent_tasks.conversing import FORGOTTEN, answered, broken_off, figures, seen_by_gateway, spoken
 from hyperagent_tasks.gateway import calllog
-from hyperagent_tasks.gateway.client import Grant, new_token
+from hyperagent_tasks.gateway.client import Grant, Observed, new_token
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import place
@@ -119,7 +121,7 @@ def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, 
         again = f"Your last answer was no plan:\n{faults}\nAnswer again." if faults else ""
         told = [persona.text, f"## The goal\n\n{goal}", again, persona.answer(schema=json.dumps(SCHEMA))]
         try:
-            text = _asked(parts, held, chosen.of("planner"), "\n\n".join(filter(None, told)), ws, root, number, lease)
+            text = _asked(parts, held, project, chosen, "\n\n".join(filter(None, told)), ws, root, number, lease)
             return plans.parse(only_object(text))
         except Malformed as error:
             faults = f"- {error}"
@@ -146,67 +148,104 @@ def _owner(parts: Parts, held: Held, seconds: float) -> Owner:
     return Owner(instance(parts.settings), held.id, held.id, held.id, held.fence, until)
 
 
-def _asked(parts: Parts, held: Held, among: list[Choice], prompt: str, ws: Path, root: Path, number: int, lease: Keeper) -> str:
+def _asked(
+    parts: Parts, held: Held, project: Project, chosen: Choices, prompt: str, ws: Path, root: Path, number: int, lease: Keeper
+) -> str:
     """The final text of the first planner, which the gateway may move to further models of its CLI.
 
-    Raises `AgentFailed`, `LeaseLost`, `Malformed`.
+    Raises `AgentFailed`, `BudgetSpent`, `LeaseLost`, `Malformed`.
     """
-    choice, others = among[0], fallback.of_same_cli(among, 0)
-    agent, token, run_id = parts.agent(choice.provider), new_token(), new_id()
-    place = Place(root / f"planner-{number}", "")
+    choice, others = chosen.of("planner")[0], fallback.of_same_cli(chosen.of("planner"), 0)
+    left = spending.left_to_draft(parts, project.id, chosen.budgets)
+    agent, run_id, place = parts.agent(choice.provider), new_id(), Place(root / f"planner-{number}", "")
     place.make()
     parts.runner.workspace(place.logs)
-    provider, _, model = choice.model.partition("/")
-    seconds = parts.settings.step_timeout
-    until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
-    sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
-    limit = parts.settings.agent_max_requests
-    asked = (run_id, held.id, sha, "plan", "planner", provider, model, limit, until, log)
-    parts.gateway.open(Grant(*asked, run=number, fallback=others))
-    base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
-    task = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner")
-    parser, began = agent.parser("planner"), datetime.now(UTC)
+    prefix = f"drafts/{held.id}/{run_id}"
+    row = AgentRun(id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name, model=choice.model)
+    row.log_key = f"{prefix}/{STREAM}"
+    _open(parts.settings.db_url, held, row)
     try:
-        spec = _run_spec(parts, held, agent, task, place, ws)
-        with (place.kept / STREAM).open("wb") as kept:
-            result = parts.runner.run(spec, sink=partial(_take_in, parser, kept), cancelled=lease.lost)
+        outcome, observed = _converse(parts, held, agent, choice, others, left, prompt, ws, place, run_id, number, lease)
+    except BaseException as error:
+        reason, told = broken_off(error)
+        with contextlib.suppress(LeaseLost, DependencyDown):
+            _close(parts.settings.db_url, held, run_id, AgentOutcome(reason, told), figures(parts, run_id, place))
+        raise
     finally:
-        observed = parts.gateway.close(run_id)
-    if lease.lost():
-        raise LeaseLost()
-    outcome = FORGOTTEN if observed is None else seen_by_gateway(parser.outcome(result), observed)
-    observed = observed or calllog.summed(place.kept / "gateway.jsonl", run_id)
-    row = AgentRun(
-        id=run_id, draft_id=held.id, role="planner", round=number, provider=agent.name,
-        model=endings.answered_by(choice.model, observed),
-        cli_version=parts.agent_version(agent), session_id=outcome.session_id, end_reason=outcome.reason,
-        sentence=outcome.sentence, exit_code=result.exit_code, container_id=result.container_id, image_id=result.image_id,
-        input_tokens=observed.input, output_tokens=observed.output, cached_tokens=observed.cached,
-        requests=observed.requests, cost_usd=observed.cost, started_at=began, finished_at=result.finished_at,
-        log_key=_keep(parts, held.id, run_id, place),
-        claimed={"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events},
-    )  # fmt: skip
-    with db.transaction(parts.settings.db_url) as session:
-        session.add(row)
+        if not lease.lost():
+            _keep(parts, prefix, place)
     if not answered(outcome, "planner"):
         raise AgentFailed(f"The planner {agent.name} gave no answer: {outcome.sentence}")
     return heard(outcome.final_text, spoken(agent, observed))
 
 
-def _take_in(parser: StreamParser, kept: BinaryIO, stream: str, data: bytes, /) -> None:
+def _open(url: str, held: Held, row: AgentRun) -> None:
+    with db.transaction(url) as session:
+        if session.scalar(select(PlanDraft.id).where(*held.where())) is None:
+            raise LeaseLost()
+        row.started_at = db.now(session)
+        session.add(row)
+
+
+def _close(url: str, held: Held, run_id: str, outcome: AgentOutcome, observed: Observed, **more: Any) -> None:
+    """Write a run's end, once, while the draft is ours; else that is the reaper's. Raises `LeaseLost`."""
+    with db.transaction(url) as session:
+        if session.scalar(select(PlanDraft.id).where(*held.where())) is None:
+            raise LeaseLost()
+        run = session.get_one(AgentRun, run_id)
+        if run.finished_at is None:
+            endings.write(run, outcome.reason, outcome.sentence, observed, db.now(session))
+            run.session_id = outcome.session_id
+            run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
+            for name, value in more.items():
+                setattr(run, name, value)
+
+
+def _converse(
+    parts: Parts, held: Held, agent: Agent, choice: Choice, others: tuple[str, ...], left: Left, prompt: str, ws: Path,
+    place: Place, run_id: str, number: int, lease: Keeper,
+) -> tuple[AgentOutcome, Observed]:  # fmt: skip
+    token, seconds = new_token(), min(parts.settings.step_timeout, left.seconds or parts.settings.step_timeout)
+    provider, _, model = choice.model.partition("/")
+    until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
+    sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
+    asked = (run_id, held.id, sha, "plan", "planner", provider, model, parts.settings.agent_max_requests, until, log)
+    parts.gateway.open(Grant(*asked, run=number, fallback=others, max_tokens=left.tokens, max_usd=left.usd))
+    base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
+    task, parser = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner"), agent.parser("planner")
+    try:
+        spec = _run_spec(parts, held, agent, task, place, ws, seconds)
+        with (place.kept / STREAM).open("wb") as out, (place.kept / "agent-stderr.txt").open("wb") as err:
+            result = parts.runner.run(spec, sink=partial(_take_in, parser, out, err), cancelled=lease.lost)
+    finally:
+        known = parts.gateway.close(run_id)
+    observed = known or calllog.summed(place.kept / "gateway.jsonl", run_id)
+    forgotten = known is None and agent.dialect is not None
+    outcome = FORGOTTEN if forgotten else seen_by_gateway(parser.outcome(result), observed)
+    if lease.lost():
+        raise LeaseLost()
+    ran = {"exit_code": result.exit_code, "container_id": result.container_id, "image_id": result.image_id}
+    _close(parts.settings.db_url, held, run_id, outcome, observed, cli_version=parts.agent_version(agent), **ran)
+    return outcome, observed
+
+
+def _take_in(parser: StreamParser, out: BinaryIO, err: BinaryIO, stream: str, data: bytes, /) -> None:
+    (out if stream == "stdout" else err).write(data)
     if stream == "stdout":
-        kept.write(data)
         list(parser.feed(data))
 
 
-def _keep(parts: Parts, draft_id: str, run_id: str, place: Place) -> str:
-    """Store the planner's event stream; where it is."""
-    key = f"drafts/{draft_id}/{run_id}/{STREAM}"
-    parts.storage.put(key, (place.kept / STREAM).read_bytes())
-    return key
+def _keep(parts: Parts, prefix: str, place: Place) -> None:
+    """Store what the planner and the gateway said, and the files it left as logs."""
+    for name in (STREAM, "agent-stderr.txt", "gateway.jsonl"):
+        path = place.kept / name
+        if path.is_file() and path.stat().st_size:
+            parts.storage.put(f"{prefix}/{name}", path.read_bytes())
+    for name in intake.take(place.logs, place.kept / "logs").names:
+        parts.storage.put(f"{prefix}/workflow-logs/{name}", (place.kept / "logs" / name).read_bytes())
 
 
-def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Place, ws: Path) -> RunSpec:
+def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Place, ws: Path, seconds: float) -> RunSpec:
     command = agent.command(task)
     files = place.inp / "prompt"
     files.mkdir(mode=0o755)
@@ -217,8 +256,8 @@ def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Pl
         role="agent",
         argv=command.argv,
         env=command.env,
-        owner=_owner(parts, held, parts.settings.step_timeout),
+        owner=_owner(parts, held, seconds),
         mounts=[Mount(ws, "/workspace"), Mount(place.inp, "/in"), Mount(place.logs, "/logs", read_only=False)],
-        timeout=parts.settings.step_timeout,
+        timeout=seconds,
         gateway_socket=parts.gateway.data_socket,
     )

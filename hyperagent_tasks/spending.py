@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db
+from hyperagent_common.choices import Amount
 from hyperagent_common.errors import BudgetSpent
 from hyperagent_common.events import EventKind
-from hyperagent_common.models import AgentRun, RunnerEvent, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import AgentRun, PlanDraft, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_tasks import budget
 from hyperagent_tasks.budget import Left, Spent
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.spec import StepSpec
 
 MEND = "Resume the workflow to give the same budget once more, or cancel it."
+OF_A_DRAFT = "Raise budgets.project in the project's settings, or write the plan by hand."
 
 
 def left(parts: Parts, step: StepSpec) -> Left:
-    """What the next agent run may use. Raises `BudgetSpent` where nothing is left."""
-    limits = step.choices.budgets
+    """What the next agent run of a step may use. Raises `BudgetSpent` where nothing is left."""
+    return _left(parts, step.choices.budgets, partial(spent, step=step), MEND)
+
+
+def left_to_draft(parts: Parts, project_id: str, limits: Mapping[str, Amount]) -> Left:
+    """What a planner's next run may use: only the project's budget concerns it. Raises `BudgetSpent`."""
+    return _left(parts, {k: v for k, v in limits.items() if k == "project"}, partial(_of_project, project_id), OF_A_DRAFT)
+
+
+def _left(parts: Parts, limits: Mapping[str, Amount], used: Callable[[Session, str], Spent], mend: str) -> Left:
     if not limits:
         return Left()
     with db.transaction(parts.settings.db_url, reading=True) as session:
-        rest = budget.left(limits, {scope: spent(session, step, scope) for scope in limits})
+        rest = budget.left(limits, {scope: used(session, scope=scope) for scope in limits})
     if rest.spent:
-        raise BudgetSpent(rest.spent, scope=rest.scope or "step", mend=MEND)
+        raise BudgetSpent(rest.spent, scope=rest.scope or "step", mend=mend)
     return rest
 
 
 def spent(session: Session, step: StepSpec, scope: str) -> Spent:
-    """What agent runs of this step, workflow or project used so far, all attempts together."""
-    of = _scope(session, step, scope)
-    query = select(AgentRun).join(StepAttempt, StepAttempt.id == AgentRun.attempt_id).join(WorkflowStep).join(Workflow)
-    runs = session.scalars(query.where(*of)).all()
-    asked = select(RunnerEvent.data).where(RunnerEvent.kind == EventKind.BUDGET_GRANTED, *_events(session, step, scope))
+    """What agent runs of this step, workflow or project used so far, all attempts together; a project's planners too."""
+    claim = step.claim
+    if scope == "project":
+        return _of_project(session.get_one(Workflow, claim.workflow_id).project_id, session)
+    mine = (WorkflowStep.id, claim.step_id) if scope == "step" else (WorkflowStep.workflow_id, claim.workflow_id)
+    told = (RunnerEvent.step_id, claim.step_id) if scope == "step" else (RunnerEvent.workflow_id, claim.workflow_id)
+    runs = session.scalars(select(AgentRun).join(StepAttempt).join(WorkflowStep).where(mine[0] == mine[1])).all()
+    return _sum(session, scope, runs, told[0] == told[1])
+
+
+def _of_project(project_id: str, session: Session, scope: str = "project") -> Spent:
+    ours = select(AgentRun).join(StepAttempt).join(WorkflowStep).join(Workflow).where(Workflow.project_id == project_id)
+    drafts = select(AgentRun).join(PlanDraft, PlanDraft.id == AgentRun.draft_id).where(PlanDraft.project_id == project_id)
+    runs = [*session.scalars(ours), *session.scalars(drafts)]
+    return _sum(session, scope, runs, RunnerEvent.workflow_id.in_(select(Workflow.id).where(Workflow.project_id == project_id)))
+
+
+def _sum(session: Session, scope: str, runs: Sequence[AgentRun], of: ColumnElement[bool]) -> Spent:
+    given = session.scalars(select(RunnerEvent.data).where(RunnerEvent.kind == EventKind.BUDGET_GRANTED, of))
     return Spent(
         tokens=sum((run.input_tokens or 0) + (run.output_tokens or 0) for run in runs),
         usd=sum(run.cost_usd or 0.0 for run in runs),
         unpriced=sum(run.cost_usd is None and bool(run.requests) for run in runs),
         seconds=sum((run.finished_at - run.started_at).total_seconds() for run in runs if run.finished_at),
-        grants=sum(1 for data in session.scalars(asked) if data.get("scope") == scope),
+        grants=sum(1 for data in given if data.get("scope") == scope),
     )
-
-
-def _scope(session: Session, step: StepSpec, scope: str) -> list[Any]:
-    if scope == "step":
-        return [WorkflowStep.id == step.claim.step_id]
-    if scope == "workflow":
-        return [Workflow.id == step.claim.workflow_id]
-    return [Workflow.project_id == session.get_one(Workflow, step.claim.workflow_id).project_id]
-
-
-def _events(session: Session, step: StepSpec, scope: str) -> list[Any]:
-    if scope == "step":
-        return [RunnerEvent.step_id == step.claim.step_id]
-    if scope == "workflow":
-        return [RunnerEvent.workflow_id == step.claim.workflow_id]
-    project = session.get_one(Workflow, step.claim.workflow_id).project_id
-    return [RunnerEvent.workflow_id.in_(select(Workflow.id).where(Workflow.project_id == project))]

@@ -53,7 +53,7 @@ def summed(path: Path, agent_run: str) -> Observed:
             entry = json.loads(line)
         except ValueError:
             continue  # the gateway was killed within this line
-        if entry["agent_run"] == agent_run:
+        if entry.get("agent_run") == agent_run:
             used = entry["tokens"]
             seen.requests = max(seen.requests, entry["number"])
             seen.input, seen.output = seen.input + used["input"], seen.output + used["output"]
