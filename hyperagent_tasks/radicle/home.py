@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import NotReady
+from hyperagent_common.errors import DiskFull, NotReady
 from hyperagent_tasks.radicle.node import SOCKET_LIMIT, socket_path
 
 OWN = "hyperagent"
@@ -128,10 +128,10 @@ def configure(home: Path, config: NodeConfig, *, fresh: bool) -> None:
 
 
 def room(home: Path) -> None:
-    """Raise `NotReady` where the disk under the home is nearly full: a push that dies of it leaves a mess."""
+    """Raise `DiskFull` where the disk under the home is nearly full: a push that dies of it leaves a mess."""
     free = shutil.disk_usage(home).free
     if free < MIN_FREE:
-        raise NotReady(f"Only {free >> 20} MiB are free for the Radicle home {home}.", mend="Make room there.")
+        raise DiskFull(f"Only {free >> 20} MiB are free for the Radicle home {home}.", mend="Make room there.")
 
 
 def did(home: Path) -> str | None:

@@ -138,7 +138,7 @@ def test_a_full_disk_is_told_before_and_in_the_middle_and_registers_nothing(smal
             while True:
                 file.write(b"\0" * (1 << 16))
                 file.flush()
-        with pytest.raises(NotReady, match=r"Only 0 MiB are free for the Radicle home"):
+        with pytest.raises(DiskFull, match=r"Only 0 MiB are free for the Radicle home"):
             forge.check()
         with pytest.raises(DiskFull) as full:
             forge.register(repo, name="p", description="p", default_branch="main")
