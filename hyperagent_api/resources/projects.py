@@ -24,7 +24,7 @@ from hyperagent_common.states import ProjectState
 
 blueprint = Blueprint("projects", __name__, url_prefix="/api/v1/projects", description="Repositories workflows work on")
 PROPERTIES = {
-    "description": {"type": "string", "maxLength": 255},
+    "description": {"type": "string", "maxLength": 255, "description": "At most 255 bytes of UTF-8"},
     "default_branch": {"type": "string", "maxLength": 255},
     "remote": {"type": "string", "pattern": "^rad:(//)?z", "description": "The Radicle id that patches go to"},
     "settings": {"type": "object"},

@@ -72,7 +72,7 @@ def test_settings_are_merged_key_by_key_under_a_version(client: Any) -> None:
     "body",
     [{}, {"name": "q"}, {"version": 1}, {"remote": ""}, {"remote": "https://x"}, {"remote": 1}, {"default_branch": "a b"},
      {"default_branch": "x.lock"}, {"settings": {"triggers": [{}]}}, {"settings": {"nope": None}}, {"settings": 1},
-     {"description": "d" * 256}],
+     {"description": "d" * 256}, {"description": "ü" * 128}, {"remote": RID + "x"}],
 )  # fmt: skip
 def test_a_wrong_change_is_refused_and_changes_nothing(client: Any, body: dict[str, Any]) -> None:
     before = client.get("/api/v1/projects/p").json
@@ -81,7 +81,7 @@ def test_a_wrong_change_is_refused_and_changes_nothing(client: Any, body: dict[s
 
 
 @pytest.mark.parametrize("source", ["rad:", "rad:x", "rad:z0OIl" * 5, "RAD:z3gqcJUoA1n9HaHKufZs5FCSGazv5", "z3gqcJ", "ssh://x/y",
-                                    "rad:z3gqcJUoA1n9HaHKufZs5FCSGazv5/../x", "/a\nb", "", None, 7])  # fmt: skip
+                                    RID + "x", RID[:-2], "rad:z" + "2" * 25, f"{RID}/../x", "/a\nb", "", None, 7])  # fmt: skip
 def test_a_source_that_is_none_is_named(client: Any, source: Any) -> None:
     answer = client.post("/api/v1/projects", json={"name": "x", "source": source})
     assert answer.status_code == 422
