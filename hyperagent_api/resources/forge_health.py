@@ -22,6 +22,8 @@ from hyperagent_common.states import ProjectState
 
 blueprint = Blueprint("forge_health", __name__, description="How the forge is")
 WAIT_SECONDS = 4.0
+PUSHES = ("opened", "revised", "found")
+"""Events of a patch that are a push; the others are reviews, and news of peers."""
 FORGOTTEN = timedelta(days=1)
 """A host that has said nothing for so long is shown only where a project needs it."""
 
@@ -138,7 +140,7 @@ def _last_push(session: Session, project: Project) -> dict[str, Any] | None:
     query = (
         select(PatchEvent, Patch).join(Patch, Patch.id == PatchEvent.patch_id).join(Workflow, Workflow.id == Patch.workflow_id)
     )
-    query = query.where(Workflow.project_id == project.id, PatchEvent.revision_id.is_not(None))
+    query = query.where(Workflow.project_id == project.id, PatchEvent.kind.in_(PUSHES))
     found = session.execute(query.order_by(PatchEvent.id.desc()).limit(1)).first()
     if found is None:
         return None

@@ -12,7 +12,8 @@ import pytest
 
 from hyperagent_common import db
 from hyperagent_common.forge_models import ForgeHost, ProjectChange
-from hyperagent_common.models import Project, Worker, Workflow
+from hyperagent_common.ids import new_id
+from hyperagent_common.models import Patch, PatchEvent, Project, Worker, Workflow
 from tests.unit.test_api import PLAN, app, submit
 
 __all__ = ["app"]
@@ -164,6 +165,21 @@ def test_health_tells_how_old_each_word_is_and_is_not_ok_where_a_host_is_silent(
     assert not silent["ok"]
     assert "has said nothing" in silent["problems"][0]["message"]
     assert client.get("/api/health/radicle?refresh=maybe").status_code == 422
+
+
+def test_the_last_push_is_a_push_and_no_review(client: Any, app: flask.Flask) -> None:
+    workflow_id = submit(client).json["id"]
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        moment = db.now(session)
+        patch = Patch(id=new_id(), workflow_id=workflow_id, forge="radicle", rid=RID, published_at=moment, bodies=[])
+        session.add(patch)
+        session.flush()
+        for kind, revision in (("opened", "1" * 40), ("revised", "2" * 40), ("reviewed", "2" * 40), ("held", None)):
+            event = PatchEvent(id=new_id(), patch_id=patch.id, kind=kind, revision_id=revision, commit="c" * 40, at=moment)
+            session.add(event)
+            session.flush()
+    said = client.get("/api/health/radicle?refresh=false").json["projects"][0]
+    assert said["last_push"]["kind"] == "revised"
 
 
 def test_the_trigger_events_of_nobody_are_not_found(client: Any) -> None:
