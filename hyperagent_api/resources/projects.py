@@ -79,7 +79,7 @@ class Projects(MethodView):
             project, fresh = _opened(settings, asked)
         if not fresh:
             return project, 200
-        return _wait(settings, project.id)
+        return _wait(settings, project)
 
 
 @blueprint.route("/<name>", methods=["GET"])
@@ -112,9 +112,8 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     """The project's row and whether a worker must be asked."""
     found = session.scalar(select(Project).where(Project.name == asked["name"]).with_for_update())
     removed = found is not None and found.removed_at is not None
-    if found is not None and (found.state == ProjectState.READY or removed) and found.source != asked["source"]:
-        was = f"was registered from {found.source} and is removed" if removed else f"is registered from {found.source}"
-        raise Conflict(f"The project {found.name!r} {was}.", mend="Use another name.")
+    if found is not None and (found.state != ProjectState.FAILED or removed) and found.source != asked["source"]:
+        raise _other_source(found)
     if found is not None and found.state == ProjectState.READY and not removed:
         if asked["remote"] not in (None, found.rid):
             mend = f"`hyperagent project set {found.name} remote={asked['remote']}` changes it."
@@ -132,6 +131,18 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     return found, True
 
 
+def _other_source(found: Project) -> Conflict:
+    """The refusal of a name that belongs to another source."""
+    if found.removed_at is not None:
+        return Conflict(
+            f"The project {found.name!r} was registered from {found.source} and is removed.", mend="Use another name."
+        )
+    if found.state == ProjectState.READY:
+        return Conflict(f"The project {found.name!r} is registered from {found.source}.", mend="Use another name.")
+    mend = f"Wait for that, or `hyperagent project remove {found.name}`, or use another name."
+    return Conflict(f"The project {found.name!r} is being registered from {found.source}.", mend=mend)
+
+
 def _free(session: Session, asked: dict[str, Any]) -> None:
     """No other project has this repository; the worker looks once more when it has registered it. Raises `Conflict`."""
     same = (Project.source == asked["source"]) | (Project.rid == (asked["remote"] or asked["source"]))
@@ -141,17 +152,17 @@ def _free(session: Session, asked: dict[str, Any]) -> None:
         raise projects.taken(other, asked["source"])
 
 
-def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
+def _wait(settings: Settings, asked: Project) -> tuple[Project, int]:
     deadline = time.monotonic() + flask.current_app.config["REGISTER_WAIT_SECONDS"]
     while True:
         with db.transaction(settings.db_url, reading=True) as session:
-            project = session.get(Project, project_id)
-        if project is None:
+            project = session.get(Project, asked.id)
+        if project is None or project.source != asked.source:
             raise BadInput("The project cannot be registered; another request was told why.", mend="Send it again.")
         if project.state == ProjectState.READY:
             return project, 201
         if project.state == ProjectState.FAILED:
-            _remove(settings, project_id)
+            _remove(settings, asked)
             raise refusal(f"The project {project.name!r} cannot be registered.", project.faults)
         if time.monotonic() > deadline:
             return project, 202
@@ -165,10 +176,10 @@ def refusal(message: str, faults: list[dict[str, Any]]) -> HyperagentError:
     return kind(message, faults=[Fault(entry["field"], entry["message"]) for entry in faults])
 
 
-def _remove(settings: Settings, project_id: str) -> None:
+def _remove(settings: Settings, asked: Project) -> None:
     """Nothing stays of a registration that failed; one with a past is only out of use again."""
     with db.transaction(settings.db_url) as session:
-        failed = (Project.id == project_id, Project.state == ProjectState.FAILED)
+        failed = (Project.id == asked.id, Project.source == asked.source, Project.state == ProjectState.FAILED)
         project = session.scalar(select(Project).where(*failed).with_for_update())
         if project is None:
             return

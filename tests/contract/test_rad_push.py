@@ -189,6 +189,15 @@ def test_another_history_under_the_same_name_is_rejected(home: Home) -> None:
     assert home.rid in said["error"]
 
 
+def test_another_history_in_the_same_place_is_never_the_repository_that_was_registered_there(home: Home) -> None:
+    new_repository(home.top / "elsewhere", {"b": b"2\n"}, message="other")
+    head = GitGate(home.top / "repos").refresh("p", home.top / "elsewhere", "main")
+    assert (home.register()[0], home.register()[1]["outcome"]) == (6, "rejected")
+    code, said = home.push("register", repo=str(home.repo), name="p", description="another", branch="main")
+    assert (code, said["head"]) == (0, head)
+    assert said["rid"] != home.rid
+
+
 @pytest.mark.parametrize(
     ("spec", "word"),
     [({"rid": "rad:q"}, "rid"), ({"heads": []}, "heads"), ({"title": "a\0b"}, "title"), ({"key": "ü"}, "key")],

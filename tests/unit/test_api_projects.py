@@ -96,6 +96,15 @@ def test_one_repository_under_two_names_is_told(client: Any) -> None:
         assert "'p'" in answer.json["title"]
 
 
+def test_a_name_that_is_being_registered_takes_no_other_source(client: Any) -> None:
+    assert client.post("/api/v1/projects", json={"name": "calc", "source": "/x/a"}).status_code == 202
+    refused = client.post("/api/v1/projects", json={"name": "calc", "source": "/x/b"})
+    assert refused.status_code == 409
+    assert "is being registered from /x/a" in refused.json["title"]
+    assert client.post("/api/v1/projects", json={"name": "calc", "source": "/x/a"}).status_code == 202
+    assert client.get("/api/v1/projects/calc").json["source"] == "/x/a"
+
+
 def test_what_the_host_must_verify_waits_for_it_and_holds_only_then(client: Any, app: flask.Flask) -> None:
     answer = client.patch("/api/v1/projects/p", json={"default_branch": "develop"})
     assert (answer.status_code, answer.json["default_branch"], answer.json["version"]) == (202, "main", 1)
