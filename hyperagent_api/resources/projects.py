@@ -8,7 +8,7 @@ from typing import Any
 import flask
 from flask.views import MethodView
 from flask_smorest import Blueprint
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -112,7 +112,8 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     """The project's row and whether a worker must be asked."""
     found = session.scalar(select(Project).where(Project.name == asked["name"]).with_for_update())
     removed = found is not None and found.removed_at is not None
-    if found is not None and (found.state != ProjectState.FAILED or removed) and found.source != asked["source"]:
+    past = found is not None and projects.began(found)
+    if found is not None and (past or found.state == ProjectState.REGISTERING) and found.source != asked["source"]:
         raise _other_source(found)
     if found is not None and found.state == ProjectState.READY and not removed:
         if asked["remote"] not in (None, found.rid):
@@ -125,7 +126,11 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
         session.add(found)
     found.source, found.state, found.faults = asked["source"], ProjectState.REGISTERING, []
     found.description, found.default_branch = asked.get("description", ""), asked.get("default_branch", "")
-    found.settings, found.rid, found.removed_at = asked.get("settings", {}), asked["remote"] or found.rid, None
+    found.settings, found.rid, found.removed_at = (
+        asked.get("settings", {}),
+        asked["remote"] or (found.rid if past else None),
+        None,
+    )
     session.flush()
     projects.mark_triggers(session, found)
     return found, True
@@ -137,7 +142,7 @@ def _other_source(found: Project) -> Conflict:
         return Conflict(
             f"The project {found.name!r} was registered from {found.source} and is removed.", mend="Use another name."
         )
-    if found.state == ProjectState.READY:
+    if projects.began(found):
         return Conflict(f"The project {found.name!r} is registered from {found.source}.", mend="Use another name.")
     mend = f"Wait for that, or `hyperagent project remove {found.name}`, or use another name."
     return Conflict(f"The project {found.name!r} is being registered from {found.source}.", mend=mend)
@@ -177,14 +182,9 @@ def refusal(message: str, faults: list[dict[str, Any]]) -> HyperagentError:
 
 
 def _remove(settings: Settings, asked: Project) -> None:
-    """Nothing stays of a registration that failed; one with a past is only out of use again."""
+    """Nothing stays of a registration that failed; a project with a past is only out of use again."""
     with db.transaction(settings.db_url) as session:
         failed = (Project.id == asked.id, Project.source == asked.source, Project.state == ProjectState.FAILED)
         project = session.scalar(select(Project).where(*failed).with_for_update())
-        if project is None:
-            return
-        if project.publisher is not None:  # it was registered once: its workflows stay
-            project.removed_at, project.state = db.now(session), ProjectState.READY
-            return
-        projects.forget(session, project)
-        session.execute(delete(Project).where(*failed))
+        if project is not None:
+            projects.forget(session, project)

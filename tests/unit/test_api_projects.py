@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import flask
 import pytest
+from click.testing import CliRunner
+from werkzeug.serving import make_server
 
+from hyperagent_api.cli.main import main
 from hyperagent_common import db
 from hyperagent_common.forge_models import ForgeHost, ProjectChange
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import Patch, PatchEvent, Project, Worker, Workflow
+from hyperagent_common.states import ProjectState
 from tests.unit.test_api import PLAN, app, submit
 
 __all__ = ["app"]
@@ -27,6 +32,18 @@ def client(app: flask.Flask) -> Iterator[Any]:
         row = session.query(Project).one()
         row.publisher, row.rid, row.forge = "h", RID, "radicle"
     return app.test_client()
+
+
+@contextmanager
+def serving(app: flask.Flask) -> Iterator[str]:
+    """The application at an address."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
 
 
 def report(app: flask.Flask, *, age: float = 0, problems: list[dict[str, Any]] | None = None, **more: Any) -> None:
@@ -103,6 +120,53 @@ def test_a_name_that_is_being_registered_takes_no_other_source(client: Any) -> N
     assert "is being registered from /x/a" in refused.json["title"]
     assert client.post("/api/v1/projects", json={"name": "calc", "source": "/x/a"}).status_code == 202
     assert client.get("/api/v1/projects/calc").json["source"] == "/x/a"
+
+
+def late(app: flask.Flask, name: str) -> None:
+    """The worker's last try fails, after the API has stopped waiting."""
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        row = session.query(Project).filter_by(name=name).one()
+        row.state, row.faults = ProjectState.FAILED, [{"field": "repository", "message": "There is nothing there."}]
+
+
+def test_a_registration_that_failed_late_leaves_its_name_free(client: Any, app: flask.Flask) -> None:
+    triggers = [{"on": "push", "plan": PLAN}]
+    for after in ("removed", "taken over"):
+        body = {"name": "typo", "source": "/wrong/path", "remote": RID[:-1] + "6", "settings": {"triggers": triggers}}
+        assert client.post("/api/v1/projects", json=body).status_code == 202
+        late(app, "typo")
+        assert client.get("/api/v1/projects/typo").json["state"] == "failed"
+        if after == "removed":
+            assert client.delete("/api/v1/projects/typo").status_code == 204
+        right = client.post("/api/v1/projects", json={"name": "typo", "source": "/right/path"})
+        assert (right.status_code, right.json["source"], right.json["remote"], right.json["settings"]) == (
+            202,
+            "/right/path",
+            None,
+            {},
+        )
+        assert client.delete("/api/v1/projects/typo").status_code == 204
+
+
+def test_a_project_with_a_past_keeps_its_source_whatever_fails(client: Any, app: flask.Flask) -> None:
+    made = submit(client).json["id"]
+    client.post(f"/api/v1/workflows/{made}/cancel")
+    assert client.delete("/api/v1/projects/p").status_code == 204
+    assert client.post("/api/v1/projects", json={"name": "p", "source": "/p"}).status_code == 202
+    late(app, "p")
+    assert client.post("/api/v1/projects", json={"name": "p", "source": "/q"}).status_code == 409
+    assert client.delete("/api/v1/projects/p").status_code == 204
+    assert client.post("/api/v1/projects", json={"name": "p", "source": "/q"}).status_code == 409
+    assert client.get(f"/api/v1/workflows/{made}").json["project"] == "p"
+
+
+def test_a_project_that_is_not_ready_yet_is_no_success_of_the_command(app: flask.Flask) -> None:
+    with serving(app) as address:
+        env = {"HYPERAGENT_API_URL": address, "HYPERAGENT_HOME": str(app.extensions["settings"].home)}
+        done = CliRunner(env=env).invoke(main, ["project", "add", "calc", "/x/calc"])
+    assert done.exit_code == 5
+    assert "registering" in done.stdout
+    assert "hyperagent project show calc" in done.stderr
 
 
 def test_what_the_host_must_verify_waits_for_it_and_holds_only_then(client: Any, app: flask.Flask) -> None:
