@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Any
 
@@ -41,7 +42,8 @@ def to_register(body: dict[str, Any]) -> dict[str, Any]:
         found.append(Fault("remote", "is the source itself where that is a Radicle id; leave it out"))
     if found:
         raise BadInput("The project is wrong.", faults=found, mend="Mend every field named and send it again.")
-    return {**body, "source": source, "remote": remote_name(body.get("remote")) or None}
+    spelt = source if source.startswith("rad:") else posixpath.normpath(f"/{source.lstrip('/')}")  # one path, one spelling
+    return {**body, "source": spelt, "remote": remote_name(body.get("remote")) or None}
 
 
 def to_change(body: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
 
 from hyperagent_common import db, projects
 from hyperagent_common.errors import (
@@ -105,7 +107,7 @@ def _apart(what: str, rid: str, how: Relation) -> BadInput:
 def _ready(parts: Parts, asked: Project, rid: str, branch: str) -> None:
     """The project is registered, unless another one is, for the same repository, or it asks for something else by now."""
     with db.transaction(parts.settings.db_url) as session:
-        same = or_(Project.id == asked.id, Project.source == asked.source, Project.rid == rid)
+        same = or_(Project.id.in_([asked.id, *_alike(session, parts, asked)]), Project.source == asked.source, Project.rid == rid)
         rows = {row.id: row for row in session.scalars(select(Project).where(same).order_by(Project.id).with_for_update())}
         project = rows.pop(asked.id, None)
         if project is None or project.source != asked.source:
@@ -116,6 +118,15 @@ def _ready(parts: Parts, asked: Project, rid: str, branch: str) -> None:
                 raise projects.taken(other, project.source)
         project.state, project.faults, project.rid, project.default_branch = ProjectState.READY, [], rid, branch
         project.forge, project.publisher = parts.forge.name, instance(parts.settings)
+
+
+def _alike(session: Session, parts: Parts, asked: Project) -> list[str]:
+    """Ids of projects whose source is the same directory of this host, reached by another path."""
+    if is_remote(asked.source):
+        return []
+    here = or_(Project.publisher == instance(parts.settings), Project.publisher.is_(None))
+    query = select(Project.id, Project.source).where(here, Project.source.startswith("/"), Project.removed_at.is_(None))
+    return [i for i, source in session.execute(query) if os.path.realpath(source) == os.path.realpath(asked.source)]
 
 
 def change(parts: Parts, change_id: str) -> None:

@@ -116,9 +116,7 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     if found is not None and (past or found.state == ProjectState.REGISTERING) and found.source != asked["source"]:
         raise _other_source(found)
     if found is not None and found.state == ProjectState.READY and not removed:
-        if asked["remote"] not in (None, found.rid):
-            mend = f"`hyperagent project set {found.name} remote={asked['remote']}` changes it."
-            raise Conflict(f"The project {found.name!r} publishes to {found.rid}.", mend=mend)
+        _same(found, asked)
         return found, False
     _free(session, asked)
     if found is None:
@@ -134,6 +132,16 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     session.flush()
     projects.mark_triggers(session, found)
     return found, True
+
+
+def _same(found: Project, asked: dict[str, Any]) -> None:
+    """What is asked for is what the registered project has; what is left out is not asked for. Raises `Conflict`."""
+    has = {"remote": found.rid, "default_branch": found.default_branch, "description": found.description}
+    wanted = {**{key: asked.get(key) for key in has}, **asked.get("settings", {})}
+    apart = [key for key, value in wanted.items() if value not in (None, "") and value != {**found.settings, **has}.get(key)]
+    if apart:
+        mend = f"`hyperagent project set {found.name} {' '.join(f'{key}=...' for key in apart)}` changes it."
+        raise Conflict(f"The project {found.name!r} is registered with another {', '.join(apart)}.", mend=mend)
 
 
 def _other_source(found: Project) -> Conflict:

@@ -113,6 +113,36 @@ def test_one_repository_under_two_names_is_told(client: Any) -> None:
         assert "'p'" in answer.json["title"]
 
 
+@pytest.mark.parametrize("source", ["/p/", "/./p", "/x/../p", "//p", "///x//..//p/."])
+def test_one_path_is_one_source_however_it_is_spelt(client: Any, source: str) -> None:
+    assert client.post("/api/v1/projects", json={"name": "other", "source": source}).status_code == 409
+    same = client.post("/api/v1/projects", json={"name": "p", "source": source})
+    assert (same.status_code, same.json["source"]) == (200, "/p")
+
+
+def test_registering_again_with_something_else_is_told_and_changes_nothing(client: Any) -> None:
+    client.patch("/api/v1/projects/p", json={"settings": {"publish": True}})
+    asked = {
+        "name": "p",
+        "source": "/p",
+        "default_branch": "main",
+        "description": "",
+        "remote": RID,
+        "settings": {"publish": True},
+    }
+    assert client.post("/api/v1/projects", json=asked).status_code == 200
+    for more in (
+        {"default_branch": "develop"},
+        {"settings": {"publish": False}},
+        {"settings": {"verify": "off"}},
+        {"description": "d"},
+    ):
+        refused = client.post("/api/v1/projects", json={**asked, **more})
+        assert refused.status_code == 409, more
+        assert "hyperagent project set p" in refused.json["mend"]
+    assert client.get("/api/v1/projects/p").json["settings"] == {"publish": True}
+
+
 def test_a_name_that_is_being_registered_takes_no_other_source(client: Any) -> None:
     assert client.post("/api/v1/projects", json={"name": "calc", "source": "/x/a"}).status_code == 202
     refused = client.post("/api/v1/projects", json={"name": "calc", "source": "/x/b"})

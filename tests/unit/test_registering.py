@@ -74,3 +74,14 @@ def test_a_row_that_was_removed_meanwhile_is_no_fault(parts: Parts, tmp_path: Pa
         session.delete(session.get_one(Project, asked.id))
     projects._ready(parts, asked, "rad:zofa", "main")
     projects.register(parts, asked.id)
+
+
+@pytest.mark.parametrize("spelt", ["link", "link/../b/../a"])
+def test_one_repository_is_one_project_whichever_way_leads_to_it(parts: Parts, tmp_path: Path, spelt: str) -> None:
+    (tmp_path / "link").symlink_to("a")
+    first, other = row(parts, "p", tmp_path / "a"), row(parts, "q", f"{tmp_path}/{spelt}")
+    projects.register(parts, first.id)
+    projects.register(parts, other.id)
+    told = read(parts, other)
+    assert (told.state, told.faults[0]["type"]) == (ProjectState.FAILED, "conflict")
+    assert "'p'" in told.faults[0]["message"]
