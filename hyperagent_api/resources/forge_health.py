@@ -43,13 +43,13 @@ def radicle() -> Any:
         return flask.jsonify(_standing(session, settings))
 
 
-def ask(settings: Settings) -> None:
-    """Ask every live host for a report, and wait until all have given it or the time is over."""
+def ask(settings: Settings, *, host: str | None = None, seconds: float = WAIT_SECONDS) -> None:
+    """Ask every live host, or this one, for a report, and wait until all have given it or the time is over."""
     with db.transaction(settings.db_url) as session:
         moment = db.now(session)
-        alive = ForgeHost.reported_at > moment - forge_state.patience(settings)
-        asked = session.scalars(update(ForgeHost).where(alive).values(asked_at=moment).returning(ForgeHost.id)).all()
-    deadline = time.monotonic() + WAIT_SECONDS
+        alive = [ForgeHost.reported_at > moment - forge_state.patience(settings), *([ForgeHost.id == host] if host else [])]
+        asked = session.scalars(update(ForgeHost).where(*alive).values(asked_at=moment).returning(ForgeHost.id)).all()
+    deadline = time.monotonic() + seconds
     while asked and time.monotonic() < deadline:
         with db.transaction(settings.db_url, reading=True) as session:
             late = select(ForgeHost.id).where(ForgeHost.id.in_(asked), ForgeHost.reported_at < moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -251,6 +252,49 @@ def test_a_workflow_is_refused_where_the_host_says_so_and_nothing_is_stored(clie
     assert submit(client).json["warnings"] == []
     report(app, age=3600, problems=[problem("Long ago.")])
     assert "has not reported" in submit(client).json["warnings"][0]
+
+
+def test_the_forge_is_looked_at_though_no_worker_is_alive(client: Any, app: flask.Flask) -> None:
+    report(app, problems=[problem("The node is away.")])
+    assert submit(client).status_code == 503
+    report(app)
+    assert "No worker is alive" in submit(client).json["warnings"][0]
+
+
+@contextmanager
+def watch(app: flask.Flask, *, problems: list[dict[str, Any]]) -> Iterator[None]:
+    """A watch on the host `h`, which reports when it is asked."""
+    ended, url = threading.Event(), app.extensions["settings"].db_url
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            with db.transaction(url, reading=True) as session:
+                row = session.get_one(ForgeHost, "h")
+            if row.asked_at and row.reported_at and row.asked_at > row.reported_at:
+                report(app, problems=problems)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield
+    ended.set()
+    thread.join(10)
+
+
+def test_a_word_that_is_no_news_is_asked_for_anew_and_answers_stay_quick(client: Any, app: flask.Flask) -> None:
+    worker(app)
+    report(app, age=10)
+    with watch(app, problems=[problem("The node is away.")]):
+        assert submit(client).status_code == 503
+    report(app, age=10, problems=[problem("The node is away.")])
+    with watch(app, problems=[]):
+        began = time.monotonic()
+        assert submit(client).status_code == 202
+        assert submit(client).status_code == 202  # this word is young enough
+        assert time.monotonic() - began < 3
+    report(app, age=10)
+    began = time.monotonic()
+    assert submit(client).status_code == 202  # the watch is away: the last word counts while it is not too old
+    assert 1.5 < time.monotonic() - began < 8
 
 
 def test_health_tells_how_old_each_word_is_and_is_not_ok_where_a_host_is_silent(client: Any, app: flask.Flask) -> None:
