@@ -213,12 +213,13 @@ def test_without_a_profile_it_says_not_registered(home: Home) -> None:
     assert home.publish(1)[0] == 3
 
 
-def test_a_person_pushes_a_branch_with_rad_push(home: Home) -> None:
+def test_a_person_pushes_a_branch_with_rad_push_from_anywhere_in_a_checkout(home: Home) -> None:
     checkout = home.top / "p"
     assert home.run("rad", "checkout", home.rid, cwd=home.top).returncode == 0
     home.run("git", "commit", "--allow-empty", "-qm", "by hand", cwd=checkout)
     head = home.run("git", "rev-parse", "HEAD", cwd=checkout).stdout.strip()
-    done = home.run("rad", "push", "--json", cwd=checkout)
+    (checkout / "deep" / "down").mkdir(parents=True)
+    done = home.run("rad", "push", "--json", cwd=checkout / "deep" / "down")
     said = json.loads(done.stdout.splitlines()[0])
     assert (said["outcome"], said["ref"], said["head"]) == ("node-down", "refs/heads/main", head)
     home.run("git", "reset", "-q", "--hard", "HEAD~1", cwd=checkout)
