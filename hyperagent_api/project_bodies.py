@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
 from hyperagent_api import bodies
-from hyperagent_common import choices, settings_schema, triggers
+from hyperagent_common import base58, choices, settings_schema, triggers
 from hyperagent_common.errors import BadInput, Fault
 
 REGISTER_FIELDS = ("name", "source", "path", "description", "default_branch", "remote", "settings")
@@ -20,8 +21,7 @@ SETTINGS: dict[str, tuple[fields.Field[Any], str]] = {
 KNOWN_SETTINGS = tuple(dict.fromkeys([*SETTINGS, "triggers", *choices.KEYS]))
 BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}\Z")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
-RID = re.compile(r"rad:z[1-9A-HJ-NP-Za-km-z]{20,60}\Z")
-WRONG_RID = "must be a Radicle id, rad:z and 20 to 60 letters and digits (never 0, O, I or l)"
+WRONG_RID = "must be a Radicle id: rad:z and 20 bytes in base58 (letters and digits, never 0, O, I or l); copy it whole"
 
 
 def to_register(body: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def to_register(body: dict[str, Any]) -> dict[str, Any]:
         found.append(Fault("remote", "is the source itself where that is a Radicle id; leave it out"))
     if found:
         raise BadInput("The project is wrong.", faults=found, mend="Mend every field named and send it again.")
-    return {**body, "source": source, "remote": remote_name(body.get("remote")) or None}
+    spelt = source if source.startswith("rad:") else posixpath.normpath(f"/{source.lstrip('/')}")  # one path, one spelling
+    return {**body, "source": spelt, "remote": remote_name(body.get("remote")) or None}
 
 
 def to_change(body: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def remote_name(value: Any) -> Any:
 def _source(value: Any) -> str:
     """What is wrong with a source."""
     if isinstance(value, str) and value.startswith("rad:"):
-        return "" if RID.match(value) else WRONG_RID
+        return "" if base58.is_rid(value) else WRONG_RID
     if isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]*:", value):
         return "must be an absolute path on the worker's host or a Radicle id; other addresses are not fetched"
     good = isinstance(value, str) and value.startswith("/") and len(value) <= 4096 and value.isprintable()
@@ -78,8 +79,9 @@ def _source(value: Any) -> str:
 def _common(body: dict[str, Any], *, changing: bool = False) -> list[Fault]:
     found: list[Fault] = []
     for key in ("description", "default_branch"):
-        if not isinstance(body.get(key, ""), str) or len(body.get(key, "")) > 255:
-            found.append(Fault(key, "must be a string of at most 255 characters"))
+        value = body.get(key, "")
+        if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > 255:  # Radicle counts bytes
+            found.append(Fault(key, "must be a string of at most 255 bytes of UTF-8"))
     told = body.get("description")
     if isinstance(told, str) and not all(c.isprintable() or c in "\n\t" for c in told):
         found.append(Fault("description", "must hold no control characters"))
@@ -87,7 +89,7 @@ def _common(body: dict[str, Any], *, changing: bool = False) -> list[Fault]:
     if isinstance(branch, str) and branch and not _branch_fits(branch):
         found.append(Fault("default_branch", f"{branch!r} cannot name a branch"))
     remote = remote_name(body.get("remote"))
-    if remote not in (None, "") and (not isinstance(remote, str) or not RID.match(remote)):
+    if remote not in (None, "") and not base58.is_rid(remote):
         found.append(Fault("remote", WRONG_RID))
     given = body.get("settings", {})
     if not isinstance(given, dict):

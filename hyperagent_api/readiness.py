@@ -13,6 +13,9 @@ from hyperagent_common.errors import Fault, NotReady
 from hyperagent_common.models import Project, Worker
 from hyperagent_common.settings import Settings
 
+REFUSED_SECONDS, OLD_SECONDS = 4.0, 2.0
+"""How long a host is waited for that is asked anew: where its last word refuses, and where it is only no news any more."""
+
 
 def live(session: Session, settings: Settings) -> list[Worker]:
     """Workers that reported within three heartbeats."""
@@ -37,9 +40,21 @@ def require(session: Session, settings: Settings) -> list[str]:
     raise NotReady("No worker is ready.", faults=list(faults.values()), mend=mend)
 
 
-def require_forge(session: Session, settings: Settings, project: Project) -> list[str]:
-    """Warnings for the submitter. Raises `NotReady` where the project's host says that nothing could be published now."""
+class Unasked(Exception):
+    """What the project's host last said of its forge refuses, or is no news any more: ask `host` anew, for `seconds` at most."""
+
+    def __init__(self, host: str, seconds: float) -> None:
+        super().__init__(host)
+        self.host, self.seconds = host, seconds
+
+
+def require_forge(session: Session, settings: Settings, project: Project, *, asked: bool) -> list[str]:
+    """Warnings for the submitter. Raises `NotReady` where the project's host says that nothing could be published now, and
+    before that, unless its host was `asked`, `Unasked`."""
     found = forge_state.blocking(session, settings, project)
+    old = forge_state.old(session, settings, project)
+    if project.publisher and not asked and (found or old):
+        raise Unasked(project.publisher, REFUSED_SECONDS if found else OLD_SECONDS)
     if found:
         mend = "Mend what is named, then submit again; `hyperagent health radicle` looks anew."
         raise NotReady(f"The project {project.name!r} cannot be published to now.", faults=found, mend=mend)

@@ -17,6 +17,9 @@ from hyperagent_common.forge_models import ForgeHost
 from hyperagent_common.models import Project
 from hyperagent_common.settings import Settings
 
+NEWS_SECONDS = 2.0
+"""A report this young is taken at its word."""
+
 
 def patience(settings: Settings) -> timedelta:
     """How old a report may be to count."""
@@ -29,6 +32,12 @@ def fresh(session: Session, settings: Settings, project: Project) -> Mapping[str
     if row is None or row.reported_at is None or row.reported_at < db.now(session) - patience(settings):
         return None
     return row.report
+
+
+def old(session: Session, settings: Settings, project: Project) -> bool:
+    """Whether the report of the project's host counts and is no news any more: what it says may have ended since."""
+    row = session.get(ForgeHost, project.publisher) if fresh(session, settings, project) is not None else None
+    return row is not None and (age(row, db.now(session)) or 0) > NEWS_SECONDS
 
 
 def blocking(session: Session, settings: Settings, project: Project) -> list[Fault]:

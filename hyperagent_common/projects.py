@@ -77,13 +77,9 @@ def mark_triggers(session: Session, project: Project) -> None:
         session.execute(delete(TriggerMark).where(TriggerMark.project_id == project.id))
 
 
-def forget(session: Session, project: Project) -> None:
-    """Take away what hangs on a project that never was."""
-    session.execute(delete(TriggerMark).where(TriggerMark.project_id == project.id))
-
-
-def remove(session: Session, name: str, version: int | None) -> Project:
-    """Take a project out of use; its workflows, patches and repository stay. Raises `NotFound`, `Conflict`."""
+def remove(session: Session, name: str, version: int | None) -> None:
+    """Take a project out of use; its workflows, patches and repository stay. One that never was `ready` is forgotten, and
+    its name is free again. Raises `NotFound`, `Conflict`."""
     project = locked(session, name)
     if version is not None and project.version != version:
         raise Conflict(f"The project {name!r} is at version {project.version}, not {version}.", mend="Look at it again.")
@@ -91,6 +87,18 @@ def remove(session: Session, name: str, version: int | None) -> Project:
     if busy:
         mend = "Wait for them, or cancel them: `hyperagent cancel ID`."
         raise Conflict(f"The project {name!r} cannot be removed: workflows run ({', '.join(busy)}).", mend=mend)
-    project.removed_at, project.version = db.now(session), project.version + 1
+    forget(session, project)
+
+
+def began(project: Project) -> bool:
+    """Whether the project ever was `ready`: it may have workflows, and its name stands for its source."""
+    return project.state == ProjectState.READY or project.publisher is not None
+
+
+def forget(session: Session, project: Project) -> None:
+    """Nothing stays of a project that never was ready; one with a past is only out of use."""
     session.execute(delete(TriggerMark).where(TriggerMark.project_id == project.id))
-    return project
+    if began(project):
+        project.removed_at, project.version, project.state = db.now(session), project.version + 1, ProjectState.READY
+    else:
+        session.delete(project)

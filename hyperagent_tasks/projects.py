@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -28,6 +30,7 @@ from hyperagent_tasks.gitgate import Relation, canonical, open_source, relation
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import is_remote, place
 
+log = logging.getLogger(__name__)
 FETCH_SECONDS = 18.0
 
 
@@ -41,11 +44,11 @@ def register(parts: Parts, project_id: str, *, last: bool = True) -> None:
     try:
         rid, branch, head = _register(parts, project)
         handover.keep_default(parts, project_id, project.name, head)
-        _ready(parts, project_id, rid, branch)
+        _ready(parts, project, rid, branch)
     except HyperagentError as error:
         passing = isinstance(error, Transient) and not isinstance(error, DependencyDown) and not last
         state = ProjectState.REGISTERING if passing else ProjectState.FAILED
-        _write(url, project_id, state=state, faults=[fault(error), *map(_plain, error.faults)])
+        _write(url, project, state=state, faults=[fault(error), *map(_plain, error.faults)])
         if passing:
             raise
 
@@ -101,16 +104,29 @@ def _apart(what: str, rid: str, how: Relation) -> BadInput:
     )
 
 
-def _ready(parts: Parts, project_id: str, rid: str, branch: str) -> None:
-    """The project is registered, unless another one is, for the same repository."""
+def _ready(parts: Parts, asked: Project, rid: str, branch: str) -> None:
+    """The project is registered, unless another one is, for the same repository, or it asks for something else by now."""
     with db.transaction(parts.settings.db_url) as session:
-        project = session.get_one(Project, project_id)
-        same = or_(Project.source == project.source, Project.rid == rid)
-        for other in session.scalars(select(Project).where(same).order_by(Project.id).with_for_update()):
-            if other.id != project_id and other.state == ProjectState.READY and other.removed_at is None:
+        same = or_(Project.id.in_([asked.id, *_alike(session, parts, asked)]), Project.source == asked.source, Project.rid == rid)
+        rows = {row.id: row for row in session.scalars(select(Project).where(same).order_by(Project.id).with_for_update())}
+        project = rows.pop(asked.id, None)
+        if project is None or project.source != asked.source:
+            log.info("project.replaced", extra={"project": asked.name, "source": asked.source})
+            return
+        for other in rows.values():
+            if other.state == ProjectState.READY and other.removed_at is None:
                 raise projects.taken(other, project.source)
         project.state, project.faults, project.rid, project.default_branch = ProjectState.READY, [], rid, branch
         project.forge, project.publisher = parts.forge.name, instance(parts.settings)
+
+
+def _alike(session: Session, parts: Parts, asked: Project) -> list[str]:
+    """Ids of projects whose source is the same directory of this host, reached by another path."""
+    if is_remote(asked.source):
+        return []
+    here = or_(Project.publisher == instance(parts.settings), Project.publisher.is_(None))
+    query = select(Project.id, Project.source).where(here, Project.source.startswith("/"), Project.removed_at.is_(None))
+    return [i for i, source in session.execute(query) if os.path.realpath(source) == os.path.realpath(asked.source)]
 
 
 def change(parts: Parts, change_id: str) -> None:
@@ -175,13 +191,10 @@ def _plain(entry: object) -> dict[str, str]:
     return {"field": getattr(entry, "field", "repository"), "message": getattr(entry, "message", str(entry))}
 
 
-def _write(url: str, project_id: str, **values: object) -> None:
+def _write(url: str, asked: Project, **values: object) -> None:
+    """Write to a project's row, unless it asks for something else by now."""
     with db.transaction(url) as session:
-        _set(session, project_id, values)
-
-
-def _set(session: Session, project_id: str, values: dict[str, object]) -> None:
-    project = session.get(Project, project_id)
-    if project is not None:
-        for name, value in values.items():
+        mine = (Project.id == asked.id, Project.source == asked.source)
+        project = session.scalar(select(Project).where(*mine).with_for_update())
+        for name, value in values.items() if project else ():
             setattr(project, name, value)

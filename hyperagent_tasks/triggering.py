@@ -31,6 +31,8 @@ from hyperagent_tasks.radicle.base import Activity
 
 log = logging.getLogger(__name__)
 CHUNK = 100
+NEVER_READ = ""
+"""Fingerprint of a patch that could not be read at the project's first look: what it says may be older than the rule."""
 HOUR = timedelta(hours=1)
 
 
@@ -78,16 +80,41 @@ def scan(parts: Parts, project: Project) -> list[str]:
     if mark is None:
         return []
     seen: dict[str, Any] = mark.seen or {}
-    changed = [i for i, print_ in now.patches.items() if seen.get("patches", {}).get(i) != print_]
-    found = [*_pushes(now, seen.get("branches", {}), branches), *_comments(parts, rid, changed)]
+    changed, waiting = _changed(now, seen)
+    said, unread = _comments(parts, rid, changed)
+    found = [*_pushes(now, seen.get("branches", {}), branches), *said]
     since = mark.since.replace(microsecond=0)  # Radicle tells whole seconds: a comment in the rule's own second came after it
-    around = Around(now.delegates, tuple({*own, now.did}), since if mark.seen is None else None)
-    fired = [done for at in range(0, len(found), CHUNK) for done in handle(parts, project.id, found[at : at + CHUNK], around)]
+    own, prints = tuple({*own, now.did}), seen.get("patches", {})
+    late = {event[0].subject for event in found if mark.seen is None or prints.get(event[0].patch) == NEVER_READ}
+    early, rest = ([e for e in found if (e[0].subject in late) is asked] for asked in (True, False))
+    fired = [*_handled(parts, project.id, early, Around(now.delegates, own, since))]
+    fired += _handled(parts, project.id, rest, Around(now.delegates, own))
     with db.transaction(url) as session:
         kept = session.get(TriggerMark, project.id, with_for_update=True)
         if kept is not None and kept.since == mark.since:
-            kept.seen = {"branches": {b: now.branches.get(b, "") for b in branches}, "patches": dict(now.patches)}
+            patches = _seen_patches(now, mark.seen, {*unread, *waiting})
+            kept.seen = {"branches": {b: now.branches.get(b, "") for b in branches}, **patches}
     return fired
+
+
+def _handled(parts: Parts, project_id: str, found: Sequence[tuple[Happened, datetime | None]], around: Around) -> list[str]:
+    return [done for at in range(0, len(found), CHUNK) for done in handle(parts, project_id, found[at : at + CHUNK], around)]
+
+
+def _changed(now: Activity, seen: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Patches to read, and those that could not be read lately and wait: for twice as many looks each time, 64 at most."""
+    changed = [i for i, print_ in now.patches.items() if seen.get("patches", {}).get(i) != print_]
+    looks = {i: seen.get("unread", {}).get(i, 0) for i in changed}
+    due = [i for i in changed if looks[i] & (looks[i] - 1) == 0 or looks[i] % 64 == 0]
+    return due, [i for i in changed if i not in due]
+
+
+def _seen_patches(now: Activity, seen: dict[str, Any] | None, unread: set[str]) -> dict[str, Any]:
+    """Fingerprints as they are now, but of what could not be read as they were, so that it is read again."""
+    before, looks = (seen or {}).get("patches", {}), (seen or {}).get("unread", {})
+    prints = {i: print_ for i, print_ in now.patches.items() if i not in unread}
+    prints |= {i: before.get(i, NEVER_READ) for i in unread if seen is None or i in before}
+    return {"patches": prints, "unread": {i: looks.get(i, 0) + 1 for i in unread}}
 
 
 def _pushes(now: Activity, seen: dict[str, str], branches: Sequence[str]) -> list[tuple[Happened, datetime | None]]:
@@ -99,11 +126,13 @@ def _pushes(now: Activity, seen: dict[str, str], branches: Sequence[str]) -> lis
     ]
 
 
-def _comments(parts: Parts, rid: str, patches: Sequence[str]) -> list[tuple[Happened, datetime | None]]:
-    return [
-        (Happened(COMMENT, f"{c.patch}:{c.id}", (c.author[:255],), c.body, patch=c.patch), _moment(c.at))
-        for c in parts.forge.comments(rid, patches)
-    ]
+def _comments(parts: Parts, rid: str, patches: Sequence[str]) -> tuple[list[tuple[Happened, datetime | None]], list[str]]:
+    """What was said on these patches, and the patches that could not be read now."""
+    said, unread = parts.forge.comments(rid, patches)
+    if unread:
+        log.warning("trigger.patches_unread", extra={"rid": rid, "patches": unread[:10], "count": len(unread)})
+    found = [Happened(COMMENT, f"{c.patch}:{c.id}", (c.author[:255],), c.body, patch=c.patch) for c in said]
+    return list(zip(found, (_moment(c.at) for c in said), strict=True)), unread
 
 
 def _moment(milliseconds: int) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,7 +10,7 @@ from urllib.parse import quote
 import click
 
 from hyperagent_api import bodies
-from hyperagent_api.cli.output import emit, guarded, json_option, plain, words
+from hyperagent_api.cli.output import UNREACHABLE, emit, guarded, json_option, plain, words
 from hyperagent_api.cli.work import api
 from hyperagent_common.errors import BadInput, Fault
 
@@ -49,7 +50,11 @@ def project_add(name: str, source: str, description: str, default_branch: str, r
         "default_branch": default_branch,
         **({"remote": remote} if remote else {}),
     }
-    _show(api().post("/api/v1/projects", asked), as_json)
+    made = api().post("/api/v1/projects", asked)
+    _show(made, as_json)
+    if made["state"] != "ready":
+        words(f"No worker has answered yet; `hyperagent project show {name}` tells what becomes of it.")
+        sys.exit(UNREACHABLE)
 
 
 def _show(made: dict[str, Any], as_json: bool) -> None:
@@ -134,12 +139,15 @@ def _value(key: str, raw: str) -> Any:
 @guarded
 def project_remove(name: str, version: int | None, as_json: bool) -> None:
     """Take the project NAME out of use; its workflows, patches and repository stay. Refused while workflows run.
+    One whose registration never succeeded is forgotten.
 
     \b
     hyperagent project remove calc
     """
     api().delete(_path(name), **({"If-Match": f'"{version}"'} if version is not None else {}))
-    emit({"removed": name}) if as_json else words(f"{name} is removed; adding it again from the same source brings it back.")
+    emit({"removed": name}) if as_json else words(
+        f"{name} is removed; where it was ready, adding it again from the same source brings it back."
+    )
 
 
 @project.command("triggers")

@@ -22,6 +22,8 @@ from hyperagent_common.states import ProjectState
 
 blueprint = Blueprint("forge_health", __name__, description="How the forge is")
 WAIT_SECONDS = 4.0
+PUSHES = ("opened", "revised", "found")
+"""Events of a patch that are a push; the others are reviews, and news of peers."""
 FORGOTTEN = timedelta(days=1)
 """A host that has said nothing for so long is shown only where a project needs it."""
 
@@ -41,13 +43,13 @@ def radicle() -> Any:
         return flask.jsonify(_standing(session, settings))
 
 
-def ask(settings: Settings) -> None:
-    """Ask every live host for a report, and wait until all have given it or the time is over."""
+def ask(settings: Settings, *, host: str | None = None, seconds: float = WAIT_SECONDS) -> None:
+    """Ask every live host, or this one, for a report, and wait until all have given it or the time is over."""
     with db.transaction(settings.db_url) as session:
         moment = db.now(session)
-        alive = ForgeHost.reported_at > moment - forge_state.patience(settings)
-        asked = session.scalars(update(ForgeHost).where(alive).values(asked_at=moment).returning(ForgeHost.id)).all()
-    deadline = time.monotonic() + WAIT_SECONDS
+        alive = [ForgeHost.reported_at > moment - forge_state.patience(settings), *([ForgeHost.id == host] if host else [])]
+        asked = session.scalars(update(ForgeHost).where(*alive).values(asked_at=moment).returning(ForgeHost.id)).all()
+    deadline = time.monotonic() + seconds
     while asked and time.monotonic() < deadline:
         with db.transaction(settings.db_url, reading=True) as session:
             late = select(ForgeHost.id).where(ForgeHost.id.in_(asked), ForgeHost.reported_at < moment)
@@ -138,7 +140,7 @@ def _last_push(session: Session, project: Project) -> dict[str, Any] | None:
     query = (
         select(PatchEvent, Patch).join(Patch, Patch.id == PatchEvent.patch_id).join(Workflow, Workflow.id == Patch.workflow_id)
     )
-    query = query.where(Workflow.project_id == project.id, PatchEvent.revision_id.is_not(None))
+    query = query.where(Workflow.project_id == project.id, PatchEvent.kind.in_(PUSHES))
     found = session.execute(query.order_by(PatchEvent.id.desc()).limit(1)).first()
     if found is None:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import flask
 from flask.views import MethodView
 from flask_smorest import Blueprint
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -24,7 +24,7 @@ from hyperagent_common.states import ProjectState
 
 blueprint = Blueprint("projects", __name__, url_prefix="/api/v1/projects", description="Repositories workflows work on")
 PROPERTIES = {
-    "description": {"type": "string", "maxLength": 255},
+    "description": {"type": "string", "maxLength": 255, "description": "At most 255 bytes of UTF-8"},
     "default_branch": {"type": "string", "maxLength": 255},
     "remote": {"type": "string", "pattern": "^rad:(//)?z", "description": "The Radicle id that patches go to"},
     "settings": {"type": "object"},
@@ -79,7 +79,7 @@ class Projects(MethodView):
             project, fresh = _opened(settings, asked)
         if not fresh:
             return project, 200
-        return _wait(settings, project.id)
+        return _wait(settings, project)
 
 
 @blueprint.route("/<name>", methods=["GET"])
@@ -112,13 +112,11 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
     """The project's row and whether a worker must be asked."""
     found = session.scalar(select(Project).where(Project.name == asked["name"]).with_for_update())
     removed = found is not None and found.removed_at is not None
-    if found is not None and (found.state == ProjectState.READY or removed) and found.source != asked["source"]:
-        was = f"was registered from {found.source} and is removed" if removed else f"is registered from {found.source}"
-        raise Conflict(f"The project {found.name!r} {was}.", mend="Use another name.")
+    past = found is not None and projects.began(found)
+    if found is not None and (past or found.state == ProjectState.REGISTERING) and found.source != asked["source"]:
+        raise _other_source(found)
     if found is not None and found.state == ProjectState.READY and not removed:
-        if asked["remote"] not in (None, found.rid):
-            mend = f"`hyperagent project set {found.name} remote={asked['remote']}` changes it."
-            raise Conflict(f"The project {found.name!r} publishes to {found.rid}.", mend=mend)
+        _same(found, asked)
         return found, False
     _free(session, asked)
     if found is None:
@@ -126,10 +124,36 @@ def _open(session: Session, asked: dict[str, Any]) -> tuple[Project, bool]:
         session.add(found)
     found.source, found.state, found.faults = asked["source"], ProjectState.REGISTERING, []
     found.description, found.default_branch = asked.get("description", ""), asked.get("default_branch", "")
-    found.settings, found.rid, found.removed_at = asked.get("settings", {}), asked["remote"] or found.rid, None
+    found.settings, found.rid, found.removed_at = (
+        asked.get("settings", {}),
+        asked["remote"] or (found.rid if past else None),
+        None,
+    )
     session.flush()
     projects.mark_triggers(session, found)
     return found, True
+
+
+def _same(found: Project, asked: dict[str, Any]) -> None:
+    """What is asked for is what the registered project has; what is left out is not asked for. Raises `Conflict`."""
+    has = {"remote": found.rid, "default_branch": found.default_branch, "description": found.description}
+    wanted = {**{key: asked.get(key) for key in has}, **asked.get("settings", {})}
+    apart = [key for key, value in wanted.items() if value not in (None, "") and value != {**found.settings, **has}.get(key)]
+    if apart:
+        mend = f"`hyperagent project set {found.name} {' '.join(f'{key}=...' for key in apart)}` changes it."
+        raise Conflict(f"The project {found.name!r} is registered with another {', '.join(apart)}.", mend=mend)
+
+
+def _other_source(found: Project) -> Conflict:
+    """The refusal of a name that belongs to another source."""
+    if found.removed_at is not None:
+        return Conflict(
+            f"The project {found.name!r} was registered from {found.source} and is removed.", mend="Use another name."
+        )
+    if projects.began(found):
+        return Conflict(f"The project {found.name!r} is registered from {found.source}.", mend="Use another name.")
+    mend = f"Wait for that, or `hyperagent project remove {found.name}`, or use another name."
+    return Conflict(f"The project {found.name!r} is being registered from {found.source}.", mend=mend)
 
 
 def _free(session: Session, asked: dict[str, Any]) -> None:
@@ -141,17 +165,17 @@ def _free(session: Session, asked: dict[str, Any]) -> None:
         raise projects.taken(other, asked["source"])
 
 
-def _wait(settings: Settings, project_id: str) -> tuple[Project, int]:
+def _wait(settings: Settings, asked: Project) -> tuple[Project, int]:
     deadline = time.monotonic() + flask.current_app.config["REGISTER_WAIT_SECONDS"]
     while True:
         with db.transaction(settings.db_url, reading=True) as session:
-            project = session.get(Project, project_id)
-        if project is None:
+            project = session.get(Project, asked.id)
+        if project is None or project.source != asked.source:
             raise BadInput("The project cannot be registered; another request was told why.", mend="Send it again.")
         if project.state == ProjectState.READY:
             return project, 201
         if project.state == ProjectState.FAILED:
-            _remove(settings, project_id)
+            _remove(settings, asked)
             raise refusal(f"The project {project.name!r} cannot be registered.", project.faults)
         if time.monotonic() > deadline:
             return project, 202
@@ -165,15 +189,10 @@ def refusal(message: str, faults: list[dict[str, Any]]) -> HyperagentError:
     return kind(message, faults=[Fault(entry["field"], entry["message"]) for entry in faults])
 
 
-def _remove(settings: Settings, project_id: str) -> None:
-    """Nothing stays of a registration that failed; one with a past is only out of use again."""
+def _remove(settings: Settings, asked: Project) -> None:
+    """Nothing stays of a registration that failed; a project with a past is only out of use again."""
     with db.transaction(settings.db_url) as session:
-        failed = (Project.id == project_id, Project.state == ProjectState.FAILED)
+        failed = (Project.id == asked.id, Project.source == asked.source, Project.state == ProjectState.FAILED)
         project = session.scalar(select(Project).where(*failed).with_for_update())
-        if project is None:
-            return
-        if project.publisher is not None:  # it was registered once: its workflows stay
-            project.removed_at, project.state = db.now(session), ProjectState.READY
-            return
-        projects.forget(session, project)
-        session.execute(delete(Project).where(*failed))
+        if project is not None:
+            projects.forget(session, project)

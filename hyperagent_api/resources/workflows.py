@@ -19,7 +19,7 @@ from hyperagent_api.app import orm
 from hyperagent_api.resources import forge_health
 from hyperagent_api.schemas import EventSchema, WorkflowListedSchema, WorkflowSchema
 from hyperagent_common import db, plan, workflows
-from hyperagent_common.errors import BadInput, Fault, HyperagentError, NotFound, NotReady
+from hyperagent_common.errors import BadInput, Fault, HyperagentError, NotFound
 from hyperagent_common.models import Artifact, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.settings import Settings
 from hyperagent_common.states import AttemptState, WorkflowState
@@ -80,14 +80,9 @@ class Workflows(MethodView):
         settings: Settings = flask.current_app.extensions["settings"]
         key = flask.request.headers.get("Idempotency-Key") or None
         try:
-            workflow_id, warnings = _submitted(settings, body, key)
+            workflow_id, warnings = _submit(settings, body, key)
         except IntegrityError:  # the same key at the same time: the other request has made it
-            workflow_id, warnings = _submitted(settings, body, key)
-        except NotReady as error:
-            if not any(fault.field == "forge" for fault in error.faults):
-                raise
-            forge_health.ask(settings)  # what the host last said may be older than the mend
-            workflow_id, warnings = _submitted(settings, body, key)
+            workflow_id, warnings = _submit(settings, body, key)
         fresh = warnings is not None
         found = _whole(workflow_id)
         found._warnings = warnings or []  # type: ignore[attr-defined]
@@ -161,7 +156,16 @@ def log(workflow_id: str, key: str) -> flask.Response:
     return flask.Response(lines, mimetype="application/jsonl", headers={**headers, "X-Log": "live"})
 
 
-def _submitted(settings: Settings, body: dict[str, Any], key: str | None) -> tuple[str, list[str] | None]:
+def _submit(settings: Settings, body: dict[str, Any], key: str | None) -> tuple[str, list[str] | None]:
+    """As `_submitted`; where the host's last word is old or refuses, what broke or was mended since is asked for first."""
+    try:
+        return _submitted(settings, body, key, asked=False)
+    except readiness.Unasked as unasked:
+        forge_health.ask(settings, host=unasked.host, seconds=unasked.seconds)
+        return _submitted(settings, body, key, asked=True)
+
+
+def _submitted(settings: Settings, body: dict[str, Any], key: str | None, *, asked: bool) -> tuple[str, list[str] | None]:
     """The workflow's id, and warnings where it was made now; None where this key had made it before."""
     with db.transaction(settings.db_url) as session:
         project, parsed = _read(session, body, key)
@@ -169,7 +173,7 @@ def _submitted(settings: Settings, body: dict[str, Any], key: str | None) -> tup
         if before is not None:
             return before.id, None
         warnings = readiness.require(session, settings)
-        warnings += readiness.require_forge(session, settings, project) if not warnings else []
+        warnings += readiness.require_forge(session, settings, project, asked=asked)
         made = workflows.submit(
             session,
             flask.current_app.extensions["queue"],

@@ -238,8 +238,8 @@ class Forge(Protocol):
     def activity(self, rid: str, branches: Sequence[str]) -> Activity:
         """What changed or not since somebody looked. Raises `DependencyDown`, `ForgeRefused`."""
 
-    def comments(self, rid: str, patches: Sequence[str]) -> Iterator[Comment]:
-        """The comments of these patches, oldest first in each."""
+    def comments(self, rid: str, patches: Sequence[str]) -> tuple[list[Comment], list[str]]:
+        """The comments of these patches, oldest first in each, and the patches that could not be read now."""
 
     def events(self) -> AbstractContextManager[Iterator[dict[str, Any]]]:
         """What happens at the node from now on. Raises `DependencyDown`, also when the node goes away."""

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperagent_common.errors import NotReady
+from hyperagent_common import base58
+from hyperagent_common.errors import DiskFull, NotReady
 from hyperagent_tasks.radicle.node import SOCKET_LIMIT, socket_path
 
 OWN = "hyperagent"
 MIN_FREE = 128 << 20
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def configure(home: Path, config: NodeConfig, *, fresh: bool) -> None:
 
 
 def room(home: Path) -> None:
-    """Raise `NotReady` where the disk under the home is nearly full: a push that dies of it leaves a mess."""
+    """Raise `DiskFull` where the disk under the home is nearly full: a push that dies of it leaves a mess."""
     free = shutil.disk_usage(home).free
     if free < MIN_FREE:
-        raise NotReady(f"Only {free >> 20} MiB are free for the Radicle home {home}.", mend="Make room there.")
+        raise DiskFull(f"Only {free >> 20} MiB are free for the Radicle home {home}.", mend="Make room there.")
 
 
 def did(home: Path) -> str | None:
@@ -140,14 +140,9 @@ def did(home: Path) -> str | None:
         raw = base64.b64decode((home / "keys" / "radicle.pub").read_text().split()[1], validate=True)
     except (OSError, UnicodeDecodeError, IndexError, binascii.Error):
         return None
-    key = raw[-32:]
     if not raw.startswith(b"\x00\x00\x00\x0bssh-ed25519") or len(raw) != 51:
         return None
-    number, text = int.from_bytes(b"\xed\x01" + key, "big"), ""
-    while number:
-        number, digit = divmod(number, 58)
-        text = _BASE58[digit] + text
-    return f"did:key:z{text}"
+    return f"did:key:z{base58.encode(bytes((0xED, 0x01)) + raw[-32:])}"
 
 
 def alias(home: Path) -> str | None:

@@ -10,10 +10,12 @@ import fcntl
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from hyperagent_common import base58
 from hyperagent_common.errors import BadInput, Diverged, Fault, NothingToPropose, NotRegistered, PatchClosed, PushRejected
 from hyperagent_tasks.radicle.base import (
     Announced,
@@ -64,7 +66,8 @@ class StandInForge(NoNetwork):
         if head is None:
             told = f"The repository {repo} has no commits on {default_branch}."
             raise BadInput(told, faults=[Fault("repository", told)], mend="Make a first commit.")
-        rid = "rad:z" + _digest(name, description, default_branch, str(repo))[:28]
+        digest = bytes.fromhex(_digest(name, description, default_branch, str(repo)))
+        rid = f"rad:z{base58.encode(digest[: base58.RID_BYTES])}"
         with self._state() as state:
             entry = state["repositories"].setdefault(rid, {"branch": default_branch, "head": head, "patches": {}})
             return Registration(rid, entry["branch"], entry["head"])
@@ -166,7 +169,7 @@ def _may_revise(patch_id: str, patch: dict[str, Any], spec: PublishSpec) -> None
 
 
 def _describe(patch: dict[str, Any], spec: PublishSpec) -> None:
-    patch["title"] = patch["title"] or " ".join(spec.title.splitlines()).strip()
+    patch["title"] = patch["title"] or re.sub(r"\s*[\r\n]+\s*", " ", spec.title).strip() or spec.branch
     if not patch["body"] or _digest(patch["body"]) in spec.ours:
         patch["body"] = spec.body
 

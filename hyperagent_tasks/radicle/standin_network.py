@@ -51,9 +51,9 @@ class NoNetwork:
         """Nobody else is here, so nothing happens."""
         return Activity(did="")
 
-    def comments(self, rid: str, patches: Sequence[str]) -> Iterator[Comment]:
+    def comments(self, rid: str, patches: Sequence[str]) -> tuple[list[Comment], list[str]]:
         """None."""
-        return iter(())
+        return [], []
 
     @contextlib.contextmanager
     def events(self) -> Iterator[Iterator[dict[str, Any]]]:

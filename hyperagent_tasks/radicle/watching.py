@@ -63,12 +63,17 @@ class Watching:
         names = ("delegates", "branches", "pushed", "patches")
         return Activity(did=f"did:key:{said['nid']}", **{name: said[name] for name in names})
 
-    def comments(self, rid: str, patches: Sequence[str]) -> Iterator[Comment]:
-        """The comments of patches; one that cannot be read is passed over, and is read again when it changes."""
+    def comments(self, rid: str, patches: Sequence[str]) -> tuple[list[Comment], list[str]]:
+        """The comments of patches, and the patches that could not be read now."""
+        found: list[Comment] = []
+        unread: list[str] = []
         for at in range(0, len(patches), PATCHES_AT_ONCE):
             said = self._helper("comments", {"rid": rid, "patches": list(patches[at : at + PATCHES_AT_ONCE])})
-            for told in said["comments"]:
-                yield Comment(**{name: told[name] for name in ("patch", "id", "author", "at", "body")})
+            found += [
+                Comment(**{name: told[name] for name in ("patch", "id", "author", "at", "body")}) for told in said["comments"]
+            ]
+            unread += said["unread"]
+        return found, unread
 
     @contextmanager
     def events(self) -> Iterator[Iterator[dict[str, Any]]]:

@@ -138,7 +138,7 @@ def test_a_full_disk_is_told_before_and_in_the_middle_and_registers_nothing(smal
             while True:
                 file.write(b"\0" * (1 << 16))
                 file.flush()
-        with pytest.raises(NotReady, match=r"Only 0 MiB are free for the Radicle home"):
+        with pytest.raises(DiskFull, match=r"Only 0 MiB are free for the Radicle home"):
             forge.check()
         with pytest.raises(DiskFull) as full:
             forge.register(repo, name="p", description="p", default_branch="main")
@@ -172,9 +172,9 @@ def test_a_description_arrives_as_it_was_written(forge: RadicleForge, top: Path,
     ("rid", "kind", "word"),
     [
         (NOBODY_HAS, NotRegistered, "connected to no peer"),
-        ("rad:z0OIl", BadInput, "rid: must read rad:z..."),
+        ("rad:z0OIl", BadInput, "rid: must read rad:z and 20 bytes in base58"),
         ("rad:zzzzzzzzzzzzzzzzzzzzzzzzzzz", HyperagentError, ""),
-        ("z3gqcJUoA1n9HaHKufZs5FCSGazv5", BadInput, "rid: must read rad:z..."),
+        ("z3gqcJUoA1n9HaHKufZs5FCSGazv5", BadInput, "rid: must read rad:z and 20 bytes in base58"),
     ],
 )
 def test_a_wrong_radicle_id_is_told_and_leaves_nothing(

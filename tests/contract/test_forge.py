@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperagent_common import base58
 from hyperagent_common.errors import BadInput, DependencyDown, ForgeRefused, NoPeer, NothingToPropose, NotReady, PatchClosed
 from hyperagent_tasks import description
 from hyperagent_tasks.gitgate import GitGate, new_repository
@@ -127,6 +128,30 @@ def test_a_patch_is_opened_once_and_revised(bench: Bench) -> None:
     assert view.title == TITLE.replace("\n", " ")
     assert view.body == "- first\n- second"
     assert view.state == "open"
+
+
+TITLES = {
+    "a\n  b": "a b",
+    "a \r\n\n b\n": "a b",
+    "a\u2028b": "a\u2028b",
+    "a\x85b": "a\x85b",
+    " \n ": "hyperagent/w",
+    " a  b ": "a  b",
+}
+
+
+@pytest.mark.parametrize("title", TITLES, ids=ascii)
+def test_a_title_is_one_line_and_otherwise_as_it_was_given(bench: Bench, title: str) -> None:
+    opened = bench.forge.publish(bench.spec(1, title=title))
+    assert seen(bench, opened.patch_id).title == TITLES[title]
+
+
+def test_the_id_of_a_repository_is_one_that_the_api_takes(bench: Bench) -> None:
+    made = [bench.registration.rid]
+    for number in range(20 if isinstance(bench.forge, StandInForge) else 1):
+        name = f"n{number}"
+        made.append(bench.forge.register(bench.gate.trusted("p"), name=name, description=name, default_branch="main").rid)
+    assert all(base58.is_rid(rid) for rid in made), made
 
 
 def test_a_record_lost_after_opening_finds_the_same_patch(bench: Bench) -> None:

@@ -189,6 +189,15 @@ def test_another_history_under_the_same_name_is_rejected(home: Home) -> None:
     assert home.rid in said["error"]
 
 
+def test_another_history_in_the_same_place_is_never_the_repository_that_was_registered_there(home: Home) -> None:
+    new_repository(home.top / "elsewhere", {"b": b"2\n"}, message="other")
+    head = GitGate(home.top / "repos").refresh("p", home.top / "elsewhere", "main")
+    assert (home.register()[0], home.register()[1]["outcome"]) == (6, "rejected")
+    code, said = home.push("register", repo=str(home.repo), name="p", description="another", branch="main")
+    assert (code, said["head"]) == (0, head)
+    assert said["rid"] != home.rid
+
+
 @pytest.mark.parametrize(
     ("spec", "word"),
     [({"rid": "rad:q"}, "rid"), ({"heads": []}, "heads"), ({"title": "a\0b"}, "title"), ({"key": "ü"}, "key")],
@@ -204,12 +213,13 @@ def test_without_a_profile_it_says_not_registered(home: Home) -> None:
     assert home.publish(1)[0] == 3
 
 
-def test_a_person_pushes_a_branch_with_rad_push(home: Home) -> None:
+def test_a_person_pushes_a_branch_with_rad_push_from_anywhere_in_a_checkout(home: Home) -> None:
     checkout = home.top / "p"
     assert home.run("rad", "checkout", home.rid, cwd=home.top).returncode == 0
     home.run("git", "commit", "--allow-empty", "-qm", "by hand", cwd=checkout)
     head = home.run("git", "rev-parse", "HEAD", cwd=checkout).stdout.strip()
-    done = home.run("rad", "push", "--json", cwd=checkout)
+    (checkout / "deep" / "down").mkdir(parents=True)
+    done = home.run("rad", "push", "--json", cwd=checkout / "deep" / "down")
     said = json.loads(done.stdout.splitlines()[0])
     assert (said["outcome"], said["ref"], said["head"]) == ("node-down", "refs/heads/main", head)
     home.run("git", "reset", "-q", "--hard", "HEAD~1", cwd=checkout)

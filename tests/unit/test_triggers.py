@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from hyperagent_common.states import ProjectState
 from hyperagent_common.triggers import COMMENT, PUSH, Happened
 from hyperagent_tasks import triggering
 from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.radicle.base import Activity, Comment
+from hyperagent_tasks.radicle.standin import StandInForge
 from hyperagent_tasks.triggering import Around
 
 PEER, OWN, STRANGER = (f"did:key:z6Mk{letter * 44}" for letter in "abc")
@@ -167,3 +171,74 @@ def test_a_removed_project_starts_nothing_and_rules_taken_away_forget_where_they
         projects.remove(session, "p", None)
     assert handle(parts, comment("/fix")) == []
     assert outcomes(parts) == []
+
+
+class Network(StandInForge):
+    """A network in which people comment and push, and reading may fail."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts.settings.home / "rad", head_of=parts.gitgate.head_of, has=parts.gitgate.has)
+        self.now, self.said, self.unread = Activity(OWN, (PEER,)), list[Comment](), list[str]()
+        self.asked = list[list[str]]()
+
+    def activity(self, rid: str, branches: Sequence[str]) -> Activity:
+        """What is there now."""
+        return self.now
+
+    def comments(self, rid: str, patches: Sequence[str]) -> tuple[list[Comment], list[str]]:
+        """What was said where it can be read."""
+        self.asked.append(list(patches))
+        readable = [c for c in self.said if c.patch in patches and c.patch not in self.unread]
+        return readable, [p for p in patches if p in self.unread]
+
+    def comment(self, patch: str, name: str, at: datetime) -> None:
+        """Somebody comments."""
+        self.said.append(Comment(patch, name, PEER, int(at.timestamp() * 1000), "/fix it"))
+        self.now = replace(self.now, patches={**self.now.patches, patch: name})
+
+
+@pytest.fixture
+def network(parts: Parts) -> Network:
+    """The forge of `parts`."""
+    made = Network(parts)
+    parts.__dict__["forge"] = made
+    return made
+
+
+def look(parts: Parts) -> list[str]:
+    """One look at the project."""
+    with db.transaction(parts.settings.db_url, reading=True) as session:
+        project = session.query(Project).one()
+    return triggering.scan(parts, project)
+
+
+def test_a_comment_on_a_patch_that_cannot_be_read_once_is_not_lost_and_hides_no_other(parts: Parts, network: Network) -> None:
+    look(parts)
+    now = datetime.now(UTC)
+    network.comment("1" * 40, "c1", now)
+    network.comment("2" * 40, "c2", now)
+    network.unread = ["1" * 40]
+    assert len(look(parts)) == 1
+    network.unread = []
+    assert len(look(parts)) == 1
+    assert look(parts) == []
+    assert network.asked[-1] == []
+
+
+def test_a_patch_that_never_can_be_read_is_tried_ever_more_rarely(parts: Parts, network: Network) -> None:
+    network.comment("1" * 40, "c1", datetime.now(UTC))
+    network.unread = ["1" * 40]
+    for _ in range(40):
+        look(parts)
+    tries = [number for number, asked in enumerate(network.asked) if asked]
+    assert tries == [0, 1, 2, 4, 8, 16, 32]
+
+
+def test_what_was_said_before_the_rule_starts_nothing_though_it_is_read_late(parts: Parts, network: Network) -> None:
+    network.comment("1" * 40, "old", datetime.now(UTC) - timedelta(hours=1))
+    network.unread = ["1" * 40]
+    look(parts)
+    network.unread = []
+    network.comment("1" * 40, "new", datetime.now(UTC))
+    assert len(look(parts)) == 1
+    assert sorted(outcomes(parts)) == [("before", ""), ("fired", "trigger-1")]
