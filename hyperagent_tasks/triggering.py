@@ -82,7 +82,8 @@ def scan(parts: Parts, project: Project) -> list[str]:
     seen: dict[str, Any] = mark.seen or {}
     changed, waiting = _changed(now, seen)
     said, unread = _comments(parts, rid, changed)
-    found = [*_pushes(now, seen.get("branches", {}), branches), *said]
+    watched = _own_branches(now, rules)
+    found = [*_pushes(now, seen.get("branches", {}), branches), *_own_pushes(now, seen.get("heads", {}), watched), *said]
     since = mark.since.replace(microsecond=0)  # Radicle tells whole seconds: a comment in the rule's own second came after it
     own, prints = tuple({*own, now.did}), seen.get("patches", {})
     late = {event[0].subject for event in found if mark.seen is None or prints.get(event[0].patch) == NEVER_READ}
@@ -93,7 +94,8 @@ def scan(parts: Parts, project: Project) -> list[str]:
         kept = session.get(TriggerMark, project.id, with_for_update=True)
         if kept is not None and kept.since == mark.since:
             patches = _seen_patches(now, mark.seen, {*unread, *waiting})
-            kept.seen = {"branches": {b: now.branches.get(b, "") for b in branches}, **patches}
+            heads = {b: {did: now.heads.get(b, {}).get(did, "") for did in dids} for b, dids in watched.items()}
+            kept.seen = {"branches": {b: now.branches.get(b, "") for b in branches}, "heads": heads, **patches}
     return fired
 
 
@@ -120,10 +122,31 @@ def _seen_patches(now: Activity, seen: dict[str, Any] | None, unread: set[str]) 
 def _pushes(now: Activity, seen: dict[str, str], branches: Sequence[str]) -> list[tuple[Happened, datetime | None]]:
     """Branches whose canonical head moved; one that is looked at for the first time has not moved."""
     moved = [(b, now.branches[b]) for b in branches if b in now.branches and seen.get(b, now.branches[b]) != now.branches[b]]
-    return [
-        (Happened(PUSH, f"{branch}:{head}", tuple(now.pushed.get(branch, ())), branch=branch, commit=head), None)
-        for branch, head in moved
-    ]
+    made: list[tuple[Happened, datetime | None]] = []
+    for branch, head in moved:
+        pushed = tuple(did for did in now.delegates if now.heads.get(branch, {}).get(did) == head)
+        made.append((Happened(PUSH, f"{branch}:{head}", pushed, branch=branch, commit=head), None))
+    return made
+
+
+def _own_branches(now: Activity, rules: Sequence[Rule]) -> dict[str, list[str]]:
+    """Whose own branches count, by branch. Radicle has a canonical head of the default branch only: of others a delegate's own
+    branch counts, and always that of whoever is named and is no delegate, whom a canonical head never follows."""
+    found: dict[str, set[str]] = {}
+    for rule in rules:
+        canonical = now.delegates if rule.branch in now.branches else ()
+        if rule.on == PUSH:
+            found.setdefault(rule.branch, set()).update(did for did in rule.authors or now.delegates if did not in canonical)
+    return {branch: sorted(dids) for branch, dids in found.items()}
+
+
+def _own_pushes(
+    now: Activity, seen: dict[str, dict[str, str]], watched: dict[str, list[str]]
+) -> list[tuple[Happened, datetime | None]]:
+    """Branches of one DID that moved; one that is looked at for the first time has not moved."""
+    ours = [(b, did, now.heads.get(b, {}).get(did)) for b, dids in watched.items() for did in dids]
+    moved = [(b, did, head) for b, did, head in ours if head and seen.get(b, {}).get(did, head) != head]
+    return [(Happened(PUSH, f"{b}:{head}:{did}", (did,), branch=b, commit=head), None) for b, did, head in moved]
 
 
 def _comments(parts: Parts, rid: str, patches: Sequence[str]) -> tuple[list[tuple[Happened, datetime | None]], list[str]]:

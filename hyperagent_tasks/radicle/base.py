@@ -162,12 +162,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Activity:
-    """What a listener compares: canonical heads, the DIDs whose own branch is there, a fingerprint of each patch."""
+    """What a listener compares: canonical heads, each DID's own head of each branch, a fingerprint of each patch."""
 
     did: str
     delegates: Sequence[str] = ()
     branches: Mapping[str, str] = field(default_factory=dict)
-    pushed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    heads: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     patches: Mapping[str, str] = field(default_factory=dict)
 
 

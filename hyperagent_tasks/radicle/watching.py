@@ -58,9 +58,9 @@ class Watching:
         return Standing(str(said["nid"]), said["socket_since"], tuple(said["sessions"]), found)
 
     def activity(self, rid: str, branches: Sequence[str]) -> Activity:
-        """Heads, their pushers, and a fingerprint of each patch."""
+        """Heads, canonical and everybody's own, and a fingerprint of each patch."""
         said = self._helper("activity", {"rid": rid, "branches": list(branches)})
-        names = ("delegates", "branches", "pushed", "patches")
+        names = ("delegates", "branches", "heads", "patches")
         return Activity(did=f"did:key:{said['nid']}", **{name: said[name] for name in names})
 
     def comments(self, rid: str, patches: Sequence[str]) -> tuple[list[Comment], list[str]]:

@@ -242,3 +242,57 @@ def test_what_was_said_before_the_rule_starts_nothing_though_it_is_read_late(par
     network.comment("1" * 40, "new", datetime.now(UTC))
     assert len(look(parts)) == 1
     assert sorted(outcomes(parts)) == [("before", ""), ("fired", "trigger-1")]
+
+
+def pushed(network: Network, branch: str, *, canonical: str = "", **heads: str) -> None:
+    """Heads of a branch: the canonical one, where there is one, and the peer's and the stranger's own."""
+    own = {{"peer": PEER, "stranger": STRANGER}[who]: head * 40 for who, head in heads.items()}
+    branches = {branch: canonical * 40} if canonical else {}
+    network.now = replace(network.now, branches=branches, heads={branch: own})
+
+
+def ruled(parts: Parts, *rules: dict[str, Any]) -> None:
+    """The project has these rules."""
+    with db.transaction(parts.settings.db_url) as session:
+        session.query(Project).one().settings = {"triggers": list(rules)}
+
+
+def fired(parts: Parts) -> list[str]:
+    """Subjects of the events that started a workflow."""
+    with db.transaction(parts.settings.db_url, reading=True) as session:
+        rows = session.query(TriggerEvent).filter_by(outcome="fired").order_by(TriggerEvent.id)
+        return [row.subject for row in rows]
+
+
+def test_a_push_to_a_branch_without_a_canonical_head_is_each_delegates_own(parts: Parts, network: Network) -> None:
+    ruled(parts, rule(PUSH, branch="develop"))
+    pushed(network, "develop", stranger="a")
+    look(parts)
+    pushed(network, "develop", stranger="b", peer="c")
+    look(parts)
+    pushed(network, "develop", stranger="b", peer="d")
+    look(parts)
+    look(parts)
+    assert fired(parts) == [f"develop:{head * 40}:{PEER}" for head in "cd"]
+    assert len(outcomes(parts)) == 2
+
+
+def test_a_push_by_somebody_named_who_is_no_delegate_counts_and_only_once(parts: Parts, network: Network) -> None:
+    ruled(parts, rule(PUSH, name="named", **{"from": [STRANGER]}), rule(PUSH, name="delegates"))
+    pushed(network, "main", canonical="a", peer="a", stranger="a")
+    look(parts)
+    pushed(network, "main", canonical="a", peer="a", stranger="b")
+    look(parts)
+    assert fired(parts) == [f"main:{'b' * 40}:{STRANGER}"]
+    pushed(network, "main", canonical="b", peer="b", stranger="b")
+    look(parts)
+    assert outcomes(parts) == [("fired", "named"), ("fired", "delegates")]
+
+
+def test_what_a_delegate_pushes_beside_the_canonical_head_starts_nothing(parts: Parts, network: Network) -> None:
+    ruled(parts, rule(PUSH), rule(PUSH, **{"from": [PEER]}))
+    pushed(network, "main", canonical="a", peer="a")
+    look(parts)
+    pushed(network, "main", canonical="a", peer="b", stranger="c")
+    look(parts)
+    assert outcomes(parts) == []
