@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, inspect, literal_column, select, text
+from sqlalchemy import Engine, ExceptionContext, create_engine, event, func, inspect, literal_column, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -42,11 +42,20 @@ POSTGRES = {
 def engine(url: str) -> Engine:
     """The process's engine for `url`: SQLite in WAL with immediate transactions, PostgreSQL by psycopg 3."""
     if url.startswith("postgres"):
-        return create_engine(driver_url(url), pool_pre_ping=True, connect_args=POSTGRES)
+        made = create_engine(driver_url(url), pool_pre_ping=True, connect_args=POSTGRES)
+        event.listen(made, "handle_error", _distrust)
+        return made
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
     event.listen(made, "connect", _sqlite_connect)
     event.listen(made, "begin", _sqlite_begin)
     return made
+
+
+def _distrust(context: ExceptionContext) -> None:
+    """A connection whose ping fails is made anew, whatever the driver says of it: where the server ends in the middle of the
+    ping, psycopg tells of its own state and not of the server."""
+    if context.is_pre_ping:
+        context.is_disconnect = True
 
 
 def driver_url(url: str) -> str:

@@ -7,9 +7,11 @@ import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
+from unittest.mock import Mock
 
+import psycopg
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from hyperagent_common import db, workflows
 from hyperagent_common.errors import DependencyDown, DiskFull, Permanent, PushFailed
@@ -136,3 +138,14 @@ def test_a_transaction_that_stands_still_lets_go_of_its_locks(
             workflows.locked(other, workflow_id)  # waits until the frozen one is ended
         frozen.scalar(select(Workflow.id))
     claims.finish(postgres_url, app, take(postgres_url, app, steps(postgres_url, workflow_id)["a"]), "a" * 40)
+
+
+def test_a_connection_whose_ping_fails_is_made_anew_whatever_the_driver_says(postgres_url: str) -> None:
+    with db.transaction(postgres_url, reading=True) as session:
+        first = session.scalar(select(func.pg_backend_pid()))
+    dialect = db.engine(postgres_url).dialect
+    said = psycopg.ProgrammingError("can't change 'autocommit' now: connection in transaction status ACTIVE")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dialect, "do_ping", Mock(side_effect=said))
+        with db.transaction(postgres_url, reading=True) as session:
+            assert session.scalar(select(func.pg_backend_pid())) != first
