@@ -32,7 +32,7 @@ def require(session: Session, settings: Settings) -> list[str]:
     """Warnings for the submitter. Raises `NotReady` where every live worker says that something is wrong."""
     workers = live(session, settings)
     if not workers:
-        return ["No worker is alive: the workflow waits until one starts (`hyperagent up`)."]
+        return ["No worker is alive: this waits until one starts (`hyperagent up`)."]
     if any(not worker.faults for worker in workers):
         return []
     faults = {entry["check"]: Fault(entry["check"], _sentence(entry)) for w in workers for entry in w.faults}

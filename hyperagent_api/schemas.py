@@ -224,6 +224,7 @@ class PlanDraftSchema(Schema):
     requested_by = fields.String()
     created_at = fields.AwareDateTime()
     finished_at = fields.AwareDateTime(allow_none=True)
+    warnings = fields.List(fields.String(), attribute="_warnings")
     agent_runs = fields.List(fields.Nested(AgentRunSchema))
 
 

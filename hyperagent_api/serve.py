@@ -9,8 +9,8 @@ from gunicorn.app.base import BaseApplication
 
 from hyperagent_api import stream
 from hyperagent_api.app import create_app
-from hyperagent_common import settings, telemetry
-from hyperagent_common.errors import BadSettings
+from hyperagent_common import providers, settings, telemetry
+from hyperagent_common.errors import BadInput, BadSettings, NotReady
 
 THREADS = stream.MOST + 16
 
@@ -45,10 +45,12 @@ class Server(BaseApplication):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM; not at all where a chosen model has no provider."""
     try:
-        Server(settings.load()).run()
-    except BadSettings as error:
+        loaded = settings.load()
+        providers.require(loaded)
+        Server(loaded).run()
+    except (BadInput, BadSettings, NotReady) as error:
         sys.exit(str(error))
 
 

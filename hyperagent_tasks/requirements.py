@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from hyperagent_common import choices
+from hyperagent_common import choices, providers
 from hyperagent_common.choices import Choice
 from hyperagent_common.errors import HyperagentError, NotReady
 from hyperagent_tasks.agents import versions
@@ -72,16 +72,10 @@ def cli(parts: Parts, agent: Agent) -> None:
 
 def provider(parts: Parts, agent: Agent, model: str) -> None:
     """The provider of `provider/model` is configured, has its key and is asked in the CLI's dialect. Raises `NotReady`."""
-    name = model.partition("/")[0]
-    if agent.dialect is None or name == "replay":
-        return
-    said = parts.settings.providers.get(name)
+    said = None if agent.dialect is None else providers.configured(parts.settings, model)
     if said is None:
-        known = ", ".join(["replay", *parts.settings.providers])
-        raise NotReady(
-            f"The model provider {name!r} is not configured; known are: {known}.",
-            mend=f"Add [providers.{name}] to the settings, or mend WORKFLOW_AGENT_MODEL.",
-        )
+        return
+    name = model.partition("/")[0]
     speaks = SPEAKS.get(said["kind"])
     if speaks is not None and agent.dialect not in speaks:
         fitting = " or ".join(kind for kind, dialects in SPEAKS.items() if agent.dialect in dialects)
@@ -89,5 +83,9 @@ def provider(parts: Parts, agent: Agent, model: str) -> None:
             f"{agent.name} speaks {agent.dialect}, which the model provider {name!r} of kind {said['kind']} does not.",
             mend=f"Choose a provider of kind {fitting} for {agent.name}, or another agent CLI for this model.",
         )
-    if speaks is not None and not said["api_key"] and not said["api_key_file"]:
+    try:
+        key = providers.key(said)
+    except ValueError as error:
+        raise NotReady(f"The key of the provider {name!r} {error}.", mend=f"Mend providers.{name}.api_key_file.") from error
+    if speaks is not None and not key:
         raise NotReady(f"The provider {name!r} has no key.", mend="Set its api_key or api_key_file.")

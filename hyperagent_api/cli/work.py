@@ -67,6 +67,8 @@ def plan_draft(project_name: str, goal: str, output: Path | None, timeout: float
     """Let the planner agent write a plan for GOAL, to edit and submit with `hyperagent run`."""
     client, deadline = api(), time.monotonic() + timeout
     made = client.post(f"/api/v1/projects/{quote(project_name, safe='')}/drafts", {"goal": goal})
+    for warning in made["warnings"]:
+        words(f"warning: {warning}")
     words(f"draft {made['id']}: the planner is at work")
     while made["state"] in DRAFTING:
         if time.monotonic() > deadline:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flask
 from flask_smorest import Blueprint
 
-from hyperagent_api import bodies
+from hyperagent_api import bodies, readiness
 from hyperagent_api.app import orm
 from hyperagent_api.schemas import PlanDraftSchema
 from hyperagent_common import db, queue, workflows
@@ -24,6 +25,7 @@ MAX_GOAL = 20_000
 @blueprint.response(202, PlanDraftSchema)
 @blueprint.alt_response(404, description="No such project")
 @blueprint.alt_response(422, description="A fault in the goal; nothing is stored")
+@blueprint.alt_response(503, description="No worker could do it now, each reason named; nothing is stored")
 def ask(name: str) -> Any:
     """Ask the planner agent for a plan; read the draft until it is `done` or `failed`."""
     goal = _goal(bodies.mapping())
@@ -31,12 +33,13 @@ def ask(name: str) -> Any:
     app = flask.current_app.extensions["queue"]
     with db.transaction(settings.db_url) as session:
         project = workflows.project(session, name)
+        warnings = readiness.require(session, settings)
         who = flask.request.headers.get("X-Requested-By", "")[:255]
         made = PlanDraft(id=new_id(), project_id=project.id, goal=goal, requested_by=who, created_at=db.now(session))
         session.add(made)
         draft_id = made.id
         db.after_commit(session, lambda: queue.signature(app, queue.DRAFT, draft_id).apply_async())
-    return _read(draft_id)
+    return _read(draft_id, warnings)
 
 
 @blueprint.route("/drafts/<draft_id>")
@@ -57,9 +60,10 @@ def _goal(body: dict[str, Any]) -> str:
     return str(goal).strip()
 
 
-def _read(draft_id: str) -> PlanDraft:
+def _read(draft_id: str, warnings: Sequence[str] = ()) -> PlanDraft:
     orm.session.expire_all()
     found = orm.session.get(PlanDraft, draft_id) if "\x00" not in draft_id else None
     if found is None:
         raise NotFound(f"There is no draft {draft_id!r}.")
+    found._warnings = list(warnings)  # type: ignore[attr-defined]
     return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from hyperagent_common import providers
 from hyperagent_common.errors import BadSettings, Fault
 from hyperagent_common.settings import Secret, Settings
-from hyperagent_common.settings_schema import KEY
 from hyperagent_tasks.gateway.purse import Price
 
 SPEAKS = {
@@ -70,29 +71,23 @@ class GatewayConfig:
 
 def from_settings(settings: Settings) -> GatewayConfig:
     """The configuration of this host. Raises `BadSettings` where a key file cannot be read."""
-    providers = {"replay": Provider("replay", "replay")}
+    found = {"replay": Provider("replay", "replay")}
     faults: list[Fault] = []
     for name, said in settings.providers.items():
-        key = said["api_key"] or _key(name, said["api_key_file"], faults)
+        key = _key(name, said, faults)
         prices = {model: Price(**price) for model, price in said["prices"].items()}
         base = said["base_url"].rstrip("/")
-        providers[name] = Provider(name, said["kind"], base, Secret(key), said["models"], prices)
+        found[name] = Provider(name, said["kind"], base, Secret(key), said["models"], prices)
     if faults:
         raise BadSettings("A provider's key cannot be read.", faults=faults)
     bundled = Path(str(resources.files("hyperagent_tasks.gateway") / "scenarios"))
     dirs = (*(Path(d).expanduser() for d in settings.scenario_dirs), bundled)
-    return GatewayConfig(settings.run_dir, providers, dirs)
+    return GatewayConfig(settings.run_dir, found, dirs)
 
 
-def _key(name: str, path: str, faults: list[Fault]) -> str:
-    if not path:
-        return ""
-    where = f"providers.{name}.api_key_file"
+def _key(name: str, said: Mapping[str, Any], faults: list[Fault]) -> str:
     try:
-        key = Path(path).expanduser().read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        faults.append(Fault(where, f"cannot be read: {error}"))
+        return providers.key(said)
+    except ValueError as error:
+        faults.append(Fault(f"providers.{name}.api_key_file", str(error)))
         return ""
-    if not re.match(KEY, key):
-        faults.append(Fault(where, "must hold one key, printable and without spaces"))
-    return key

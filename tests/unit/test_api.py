@@ -151,6 +151,13 @@ def test_a_worker_that_is_not_ready_refuses_before_anything_is_stored(client: An
     assert client.get("/readyz").status_code == 200
 
 
+def test_a_draft_asks_like_a_workflow_whether_anybody_could_write_it(client: Any, app: flask.Flask) -> None:
+    answer = client.post("/api/v1/projects/p/drafts", json={"goal": "g"})
+    assert (answer.status_code, answer.json["state"]) == (202, "queued")
+    assert "No worker is alive" in answer.json["warnings"][0]
+    assert client.get(f"/api/v1/drafts/{answer.json['id']}").json["warnings"] == []
+
+
 def test_a_worker_of_long_ago_counts_for_nothing(client: Any, app: flask.Flask) -> None:
     with db.transaction(app.extensions["settings"].db_url) as session:
         past = db.now(session) - timedelta(hours=1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from hyperagent_api import serve
 from hyperagent_common import settings
 from hyperagent_common.choices import Choice
 from hyperagent_common.errors import HyperagentError
@@ -16,6 +18,8 @@ from hyperagent_tasks.parts import Chosen, Parts
 PROVIDERS = {
     "paid": {"kind": "openai", "base_url": "http://x", "api_key": "k", "api_key_file": ""},
     "claudes": {"kind": "anthropic", "base_url": "http://x", "api_key": "k", "api_key_file": ""},
+    "lost": {"kind": "gemini", "base_url": "http://x", "api_key": "", "api_key_file": "/nowhere/key"},
+    "blank": {"kind": "gemini", "base_url": "http://x", "api_key": "", "api_key_file": "/dev/null"},
     "keyless": {"kind": "gemini", "base_url": "http://x", "api_key": "", "api_key_file": ""},
 }
 
@@ -49,6 +53,8 @@ def test_what_is_there_is_enough(host: Parts, choice: tuple[str, str]) -> None:
         (("codex", "claudes/m"), "codex speaks openai_responses", "kind openai or openai-responses"),
         (("mock", "claudes/m"), "mock speaks openai_chat", "kind openai"),
         (("gemini", "keyless/m"), "'keyless' has no key", "api_key"),
+        (("gemini", "lost/m"), "The key of the provider 'lost' cannot be read", "providers.lost.api_key_file"),
+        (("gemini", "blank/m"), "'blank' has no key", "api_key_file"),
     ],
 )
 def test_what_is_lacking_is_said_with_its_mend(host: Parts, choice: tuple[str, str], told: str, mend: str) -> None:
@@ -64,3 +70,26 @@ def test_a_host_lacks_nothing_or_says_of_any_role_what(host: Parts) -> None:
     assert "3.0.1" in (requirements.lacking(verifier) or "")
     fallback = Parts(replace(host.settings, agent_fallback=["gemini:paid/m"]), chosen=host.chosen)
     assert "gemini speaks gemini" in (requirements.lacking(fallback) or "")
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"WORKFLOW_AGENT_MODEL": "nonesuch/m"}, "The model provider 'nonesuch' is not configured"),
+        ({"HYPERAGENT_AGENT_FALLBACK": "opencode:nonesuch/m"}, "The model provider 'nonesuch' is not configured"),
+        ({"WORKFLOW_AGENT_PROVIDER": "null", "WORKFLOW_AGENT_MODEL": "nonesuch/m", "HYPERAGENT_VERIFY": "off"}, None),
+    ],
+)
+def test_the_api_does_not_start_for_a_model_without_a_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], told: str | None
+) -> None:
+    for name, value in {**env, "HYPERAGENT_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    started: list[object] = []
+    monkeypatch.setattr(serve, "Server", lambda loaded: Mock(run=lambda: started.append(loaded)))
+    if told is None:
+        serve.main()
+    else:
+        with pytest.raises(SystemExit, match=told):
+            serve.main()
+    assert bool(started) == (told is None)
