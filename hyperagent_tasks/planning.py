@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, select, update
 
 from hyperagent_common import choices, db, queue
 from hyperagent_common import plan as plans
-from hyperagent_common.choices import Choice, Choices
+from hyperagent_common.choices import ASKS, Choice, Choices
 from hyperagent_common.errors import AgentFailed, BadInput, DependencyDown, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
@@ -32,7 +32,6 @@ from hyperagent_tasks.runners.base import Mount, Owner, RunSpec
 from hyperagent_tasks.spec import Place
 from hyperagent_tasks.verdict import Malformed, heard, only_object
 
-ASKS = 2
 STREAM = "agent-stream.jsonl"
 SCHEMA = {
     "type": "object",
