@@ -229,6 +229,8 @@ def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) ->
         run=turn.number,
         max_tokens=turn.left.tokens,
         max_usd=turn.left.usd,
+        shares=turn.left.shares,
+        beside=turn.left.open,
         fallback=turn.fallback,
     )
 

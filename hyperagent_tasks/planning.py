@@ -209,7 +209,8 @@ def _converse(
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     asked = (run_id, held.id, sha, "plan", "planner", provider, model, parts.settings.agent_max_requests, until, log)
-    parts.gateway.open(Grant(*asked, run=number, fallback=others, max_tokens=left.tokens, max_usd=left.usd))
+    limits: dict[str, Any] = {"max_tokens": left.tokens, "max_usd": left.usd, "shares": left.shares, "beside": left.open}
+    parts.gateway.open(Grant(*asked, run=number, fallback=others, **limits))
     base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task, parser = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner"), agent.parser("planner")
     try:
