@@ -20,6 +20,8 @@ ROLES = ("planner", "coder", "verifier")
 MAX_ROUNDS = 50
 MAX_FALLBACK = 10
 MAX_PROMPT = 65_536
+ASKS = 2
+"""How often a verifier (in a round) or a planner is asked: once more after an answer that is no verdict or plan."""
 _MODEL = re.compile(r"[^/\s]+/\S+\Z")
 _CLI = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}\Z")
 KEYS = (
@@ -76,6 +78,12 @@ class Choices:
         """The agents of a role in the order in which they are tried."""
         first: Choice = getattr(self, role)
         return [first, *(each for each in self.fallback if each != first)]
+
+    @property
+    def longest(self) -> int:
+        """The most agent runs one attempt can need: each role's in every round, and each fallback once, whoever comes to it."""
+        coder = self.rounds + len(self.of("coder")) - 1
+        return coder + (self.rounds * ASKS + len(self.of("verifier")) - 1 if self.verify else 0)
 
 
 def settle(*layers: Mapping[str, Any]) -> Choices:

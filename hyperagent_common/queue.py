@@ -11,7 +11,8 @@ import redis
 from celery import Celery, chain
 from celery.canvas import Signature
 
-from hyperagent_common.settings import Settings
+from hyperagent_common.choices import ASKS
+from hyperagent_common.settings import AROUND_SECONDS, Settings
 
 RUN_STEP = "hyperagent.run_step"
 ADVANCE = "hyperagent.advance"
@@ -31,7 +32,7 @@ PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.2, 
 def make(settings: Settings) -> Celery:
     """The Celery application for these settings; each line that is not a default says why it is there."""
     app = Celery("hyperagent", broker=settings.broker, set_as_current=False)
-    longest = settings.attempt_seconds
+    longest = max(settings.attempt_seconds(), ASKS * settings.step_timeout + AROUND_SECONDS)  # a planner's draft has no rounds
     app.conf.update(
         task_serializer="json",  # ids and numbers; any language can read a queue that is stuck
         accept_content=["json"],  # a message is data, never code
@@ -42,8 +43,8 @@ def make(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,  # a waiting step stays where any worker can take it
         worker_eta_task_limit=200,  # retries wait in worker memory: bound them
         worker_max_tasks_per_child=200,  # what a library leaks ends with its child
-        task_soft_time_limit=longest,  # the step is told, and says so in its row
-        task_time_limit=longest + 60,  # ... or its child is killed, and its lease runs out
+        task_soft_time_limit=longest,  # of what is no step: those have their own, see `hyperagent_tasks.deadline`
+        task_time_limit=longest + 60,  # ... or its child is killed
         task_default_queue=STEPS,  # what has no route is a step
         task_routes={
             ADVANCE: {"queue": CONTROL},
@@ -67,8 +68,9 @@ def make(settings: Settings) -> Celery:
 
 
 def transport_options(settings: Settings) -> dict[str, object]:
-    """Options of the broker's transport. The visibility timeout outlasts any step and retry (else it runs twice)."""
-    longest = settings.attempt_seconds + settings.retry_backoff_max + settings.drain_seconds
+    """Options of the broker's transport. The visibility timeout outlasts steps and their retries, by the deployment's choices:
+    one that a project gave longer is delivered twice, and the claim refuses the second."""
+    longest = settings.attempt_seconds() + settings.retry_backoff_max + settings.drain_seconds
     options: dict[str, object] = {
         "visibility_timeout": settings.visibility_timeout or max(6 * 3600, 3 * longest),
         "unacked_restore_throttle": 1,  # else a sweep only every 100 s

@@ -17,9 +17,12 @@ from typing import Any
 from marshmallow import ValidationError
 
 from hyperagent_common import choices, settings_schema
+from hyperagent_common.choices import Choice, Choices
 from hyperagent_common.errors import BadSettings, Fault
 
 PREFIX = "HYPERAGENT_"
+AROUND_SECONDS = 600.0
+"""What an attempt, and each of its rounds, may take beside agents and checks: clones, seals, commit, publish."""
 NOT_SETTINGS = {"HYPERAGENT_CONFIG", "HYPERAGENT_FAILPOINT", "HYPERAGENT_FAILPOINT_ONCE", "HYPERAGENT_PARTS"}
 """Names with our prefix that are read elsewhere."""
 
@@ -102,7 +105,8 @@ class Settings:
     )
     drain_seconds: float = setting(30.0, "How long a stopped worker lets its steps run on before it hands them over.")
     visibility_timeout: float = setting(
-        0.0, "After how long Redis delivers an unacknowledged message again; 0: longer than any step. Harmless when short."
+        0.0,
+        "After how long Redis delivers an unacknowledged message again; 0: longer than most steps. Harmless when short.",
     )
     worker_concurrency: int = setting(2, "Steps one worker runs at once.")
     reconcile_seconds: float = setting(10.0, "How often the reconciler looks.")
@@ -130,10 +134,18 @@ class Settings:
         """The API's address for people and the CLI."""
         return self.api_url or f"http://{self.api_host}:{self.api_port}"
 
+    def attempt_seconds(self, chosen: Choices | None = None) -> float:
+        """Longest one attempt of a step may take, by what is chosen for it; without that, by the deployment's own choices."""
+        chosen = chosen or choices.settle(self.choices())
+        return chosen.longest * self.step_timeout + chosen.rounds * (self.check_timeout + AROUND_SECONDS) + AROUND_SECONDS
+
     @property
-    def attempt_seconds(self) -> float:
-        """Longest one attempt of a step can take: every round's coder, verifier and checks, and what goes around them."""
-        return self.agent_max_rounds * (2 * self.step_timeout + self.check_timeout) + 600
+    def longest_attempt(self) -> float:
+        """Longest an attempt may take whatever a project, plan or planner task chooses."""
+        most = max(choices.MAX_FALLBACK, len(self.agent_fallback))
+        others = tuple(Choice("any", f"any/{number}") for number in range(most))
+        nobody = Choice("none", "none/none")
+        return self.attempt_seconds(Choices(nobody, nobody, nobody, fallback=others, rounds=choices.MAX_ROUNDS))
 
     @property
     def run_dir(self) -> Path:

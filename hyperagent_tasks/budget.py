@@ -14,19 +14,45 @@ WORDS = {"tokens": "{:.0f} tokens", "usd": "{:.2f} US dollars", "seconds": "{:.0
 @dataclass(frozen=True)
 class Spent:
     """What agent runs used, and how often a person, resuming after its end, gave the budget once more; `unpriced` counts the
-    runs whose cost nobody knows: a project's earlier runs may have had no price."""
+    runs whose cost nobody knows: a project's earlier runs may have had no price; `open` names those that have not ended, of which
+    nothing is counted."""
 
     tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
     grants: int = 0
     unpriced: int = 0
+    open: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """A budget that agent runs under way draw on together, of a workflow or project (`id`): the limits, how often they count,
+    and what the runs that had ended used. Without limits it still says whose budget a run draws on."""
+
+    scope: str
+    id: str
+    tokens: float | None = None
+    usd: float | None = None
+    times: int = 1
+    used_tokens: int = 0
+    used_usd: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is a share of."""
+        return self.scope, self.id
+
+
+def share(scope: str, of: str, limit: Amount, used: Spent) -> Share:
+    """The share of a run that is about to begin."""
+    return Share(scope, of, limit.tokens, limit.usd, 1 + used.grants, used.tokens, used.usd)
 
 
 @dataclass(frozen=True)
 class Left:
     """What the next agent run may use; None where nothing limits it. `spent` names the first budget that is used up,
-    `scopes` by kind whose rest it is."""
+    `scopes` by kind whose rest it is. `shares` are drawn on by others at the same time, by the runs `open` among them."""
 
     tokens: int | None = None
     usd: float | None = None
@@ -34,6 +60,8 @@ class Left:
     scope: str | None = None
     spent: str | None = None
     scopes: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[Share, ...] = ()
+    open: tuple[str, ...] = ()
 
 
 def left(limits: Mapping[str, Amount], spent: Mapping[str, Spent]) -> Left:

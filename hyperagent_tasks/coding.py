@@ -48,7 +48,8 @@ class Bench:
     def _budgets_hold(self, turn: Turn, ran: Ran) -> None:
         """A spent budget asks a person, it is no failure of the agent, though it was given anew since. Raises `BudgetSpent`."""
         spending.left(self.parts, self.step)
-        scope = turn.left.scopes.get(str((ran.observed.failure or {}).get("of")))
+        failure = ran.observed.failure or {}
+        scope = failure.get("scope") or turn.left.scopes.get(str(failure.get("of")))
         if ran.outcome.reason is EndReason.BUDGET and scope:
             raise BudgetSpent(f"The rest of the budget of this {scope} is spent.", scope=scope, mend=spending.MEND)
 

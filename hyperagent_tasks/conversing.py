@@ -134,7 +134,7 @@ def broken_off(error: BaseException) -> tuple[EndReason, str]:
     if isinstance(error, SystemExit):
         return EndReason.CANCELLED, "The agent was broken off: its worker was stopped."
     if isinstance(error, SoftTimeLimitExceeded):
-        return EndReason.TIMED_OUT, "The agent was broken off: the attempt took longer than any may."
+        return EndReason.TIMED_OUT, "The agent was broken off: the attempt took longer than it may."
     return EndReason.CRASHED, f"The agent was broken off: {str(error) or type(error).__name__}"
 
 
@@ -229,6 +229,8 @@ def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) ->
         run=turn.number,
         max_tokens=turn.left.tokens,
         max_usd=turn.left.usd,
+        shares=turn.left.shares,
+        beside=turn.left.open,
         fallback=turn.fallback,
     )
 

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, select, update
 
 from hyperagent_common import choices, db, queue
 from hyperagent_common import plan as plans
-from hyperagent_common.choices import Choice, Choices
+from hyperagent_common.choices import ASKS, Choice, Choices
 from hyperagent_common.errors import AgentFailed, BadInput, DependencyDown, HyperagentError, LeaseLost
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, PlanDraft, Project
@@ -32,7 +32,6 @@ from hyperagent_tasks.runners.base import Mount, Owner, RunSpec
 from hyperagent_tasks.spec import Place
 from hyperagent_tasks.verdict import Malformed, heard, only_object
 
-ASKS = 2
 STREAM = "agent-stream.jsonl"
 SCHEMA = {
     "type": "object",
@@ -210,7 +209,8 @@ def _converse(
     until = datetime.now(UTC) + timedelta(seconds=seconds + 60)
     sha, log = hashlib.sha256(token.encode()).hexdigest(), str(place.kept / "gateway.jsonl")
     asked = (run_id, held.id, sha, "plan", "planner", provider, model, parts.settings.agent_max_requests, until, log)
-    parts.gateway.open(Grant(*asked, run=number, fallback=others, max_tokens=left.tokens, max_usd=left.usd))
+    limits: dict[str, Any] = {"max_tokens": left.tokens, "max_usd": left.usd, "shares": left.shares, "beside": left.open}
+    parts.gateway.open(Grant(*asked, run=number, fallback=others, **limits))
     base = f"{parts.gateway.base_url(sandbox=parts.runner.name)}/t/{token}"
     task, parser = AgentTask("Draft a plan", prompt, choice.model, base, token, role="planner"), agent.parser("planner")
     try:

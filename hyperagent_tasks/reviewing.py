@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from hyperagent_common import db, events
+from hyperagent_common.choices import ASKS
 from hyperagent_common.errors import WorkRejected
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
@@ -19,7 +20,6 @@ from hyperagent_tasks.verdict import Malformed, Verdict
 
 DIFF_LIMIT = 200_000
 CHECKS_LIMIT = 40_000
-ASKS = 2
 
 
 def review(bench: Bench, number: int, examined: Examined) -> tuple[Verdict, Ran]:

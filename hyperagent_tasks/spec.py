@@ -159,8 +159,15 @@ class Made:
     seen: Mapping[str, Any]
 
 
+def chosen(step: WorkflowStep, settings: Settings) -> Choices:
+    """What is chosen for a step: the deployment's choices are overridden by project, plan and task, in that order."""
+    workflow = step.workflow
+    layers = workflow.project.settings, workflow.plan.document.get("settings", {}), step.planner_task.details
+    return choices.settle(settings.choices(), *layers)
+
+
 def read(session: Session, claim: Claim, settings: Settings) -> StepSpec:
-    """The spec of a claimed step; the deployment's choices are overridden by project, plan and task, in that order."""
+    """The spec of a claimed step."""
     step = session.get_one(WorkflowStep, claim.step_id)
     workflow = session.get_one(Workflow, claim.workflow_id)
     task, project, plan = step.planner_task, workflow.project, workflow.plan
@@ -179,7 +186,7 @@ def read(session: Session, claim: Claim, settings: Settings) -> StepSpec:
         instructions=task.instructions,
         checks=tuple(task.checks) or tuple(project.settings.get("checks", ())),
         details=task.details,
-        choices=choices.settle(settings.choices(), project.settings, plan.document.get("settings", {}), task.details),
+        choices=chosen(step, settings),
         base=workflow.base_commit,
         head=workflow.head,
         commit=step.commit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import ColumnElement, select
@@ -24,22 +25,28 @@ OF_A_DRAFT = "Raise budgets.project in the project's settings, or write the plan
 
 def left(parts: Parts, step: StepSpec) -> Left:
     """What the next agent run of a step may use. Raises `BudgetSpent` where nothing is left."""
-    return _left(parts, step.choices.budgets, partial(spent, step=step), MEND)
+    whose = {"workflow": step.claim.workflow_id, "project": step.project_id}
+    return _left(parts, step.choices.budgets, partial(spent, step=step), whose, MEND)
 
 
 def left_to_draft(parts: Parts, project_id: str, limits: Mapping[str, Amount]) -> Left:
     """What a planner's next run may use: only the project's budget concerns it. Raises `BudgetSpent`."""
-    return _left(parts, {k: v for k, v in limits.items() if k == "project"}, partial(_of_project, project_id), OF_A_DRAFT)
+    limits = {k: v for k, v in limits.items() if k == "project"}
+    return _left(parts, limits, partial(_of_project, project_id), {"project": project_id}, OF_A_DRAFT)
 
 
-def _left(parts: Parts, limits: Mapping[str, Amount], used: Callable[[Session, str], Spent], mend: str) -> Left:
-    if not limits:
-        return Left()
-    with db.transaction(parts.settings.db_url, reading=True) as session:
-        rest = budget.left(limits, {scope: used(session, scope=scope) for scope in limits})
+def _left(
+    parts: Parts, limits: Mapping[str, Amount], used: Callable[[Session, str], Spent], whose: Mapping[str, str], mend: str
+) -> Left:
+    found: dict[str, Spent] = {}
+    if limits:
+        with db.transaction(parts.settings.db_url, reading=True) as session:
+            found = {scope: used(session, scope=scope) for scope in limits}
+    rest = budget.left(limits, found)
     if rest.spent:
         raise BudgetSpent(rest.spent, scope=rest.scope or "step", mend=mend)
-    return rest
+    shares = [budget.share(scope, of, limits.get(scope, Amount()), found.get(scope, Spent())) for scope, of in whose.items()]
+    return replace(rest, shares=tuple(shares), open=tuple({run for each in found.values() for run in each.open}))
 
 
 def spent(session: Session, step: StepSpec, scope: str) -> Spent:
@@ -67,5 +74,6 @@ def _sum(session: Session, scope: str, runs: Sequence[AgentRun], of: ColumnEleme
         usd=sum(run.cost_usd or 0.0 for run in runs),
         unpriced=sum(run.cost_usd is None and bool(run.requests) for run in runs),
         seconds=sum((run.finished_at - run.started_at).total_seconds() for run in runs if run.finished_at),
+        open=tuple(run.id for run in runs if run.finished_at is None),
         grants=sum(1 for data in given if data.get("scope") == scope),
     )

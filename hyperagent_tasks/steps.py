@@ -8,10 +8,11 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from hyperagent_common import db
 from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
-from hyperagent_tasks import claims, preparing, publish, recording, rounds, sealing, sofar, spec
+from hyperagent_tasks import claims, deadline, preparing, publish, recording, rounds, sealing, sofar, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
 from hyperagent_tasks.parts import Parts, instance
+from hyperagent_tasks.spec import StepSpec
 
 
 def run_step(parts: Parts, step_id: str, generation: int) -> str:
@@ -33,7 +34,8 @@ def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
             claims.hand_over(s.db_url, parts.app, claim)
         raise
     except SoftTimeLimitExceeded as error:
-        late = RunnerTimeout(f"The step did not end within {s.attempt_seconds:.0f} s.")
+        seconds = error.args[0] if error.args else s.longest_attempt
+        late = RunnerTimeout(f"The attempt did not end within {seconds:.0f} s, the time its rounds and agents may take.")
         raise claims.fail(s.db_url, parts.app, claim, late) from error
     except Exception as error:
         ours = not isinstance(error, LeaseLost)
@@ -44,9 +46,15 @@ def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
 
 
 def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
-    """The hops, one after the other; each leaves its trace before the next begins. Returns the commit."""
+    """Read what is to do, and do it before its deadline. Returns the commit."""
     with db.transaction(parts.settings.db_url, reading=True) as session:
         step = spec.read(session, claim, parts.settings)
+    with deadline.within(parts.settings.attempt_seconds(step.choices)):
+        return _hops(parts, claim, step, lease)
+
+
+def _hops(parts: Parts, claim: Claim, step: StepSpec, lease: Lease) -> str:
+    """One after the other; each leaves its trace before the next begins."""
     preparing.decide(parts, step)
     step = preparing.branch(parts, step)
     made = sealing.made_before(parts, step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +17,21 @@ from functools import partial
 
 from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from hyperagent_common import db, events, patches, queue, workflows
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.settings import Settings
 from hyperagent_common.states import STEP_ENDED, AttemptState, StepState, WorkflowState
 from hyperagent_common.upkeep_models import Reconciler
-from hyperagent_tasks import claims, endings, resending
+from hyperagent_tasks import claims, deadline, endings, resending, spec
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
 BATCH = 500
+LAYERS = joinedload(Workflow.project), joinedload(Workflow.plan)
 LONGEST_SILENCE = 1800.0
 """Seconds after which a queued step is sent again in any case: twice the time each time would grow for ever."""
 
@@ -44,14 +47,15 @@ class Action(StrEnum):
 
 REASONS = {
     Action.EXPIRE: "The worker {owner} stopped answering.",
-    Action.TIME_OUT: "The worker {owner} held the step longer than any attempt may take.",
+    Action.TIME_OUT: "The worker {owner} held the step longer than its rounds and agents may take.",
     Action.GIVE_UP: "The worker {owner} stopped answering, and no attempt is left.",
 }
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """What the decision needs to know of a queued or running step; `began` is when its attempt did."""
+    """What the decision needs to know of a queued or running step; `began` is when its attempt did, `may_take` how many seconds
+    its own choices give that."""
 
     step_id: str
     workflow_id: str
@@ -64,18 +68,18 @@ class Stuck:
     began: datetime | None
     attempts: int
     budget: int
+    may_take: float = math.inf
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: until a sent message is sent again, what a retry may wait beyond that, how long an attempt may take.
+    """Seconds: until a sent message is sent again, and what a retry may wait beyond that.
 
     `drained`: the queue of steps is known to be empty, so a message nobody took is lost, not waiting its turn.
     """
 
     requeue_after: float
     backoff_max: float
-    attempt: float
     drained: bool = True
 
 
@@ -92,7 +96,7 @@ def decide(steps: Sequence[Stuck], now: datetime, limits: Limits) -> dict[str, A
 def _decide(step: Stuck, now: datetime, limits: Limits) -> Action | None:
     if step.state is StepState.RUNNING:
         silent = step.lease_until is None or step.lease_until < now
-        late = step.began is not None and step.began + timedelta(seconds=limits.attempt) < now
+        late = step.began is not None and (now - step.began).total_seconds() > step.may_take
         if not silent and not late:
             return None
         if step.attempts >= step.budget:
@@ -113,14 +117,14 @@ def _patience(step: Stuck, limits: Limits) -> timedelta:
 def limits_of(parts: Parts) -> Limits:
     """The limits these settings give."""
     s = parts.settings
-    return Limits(s.requeue_after, s.retry_backoff_max, s.attempt_seconds + 120, queue.depth(s.broker) == 0)
+    return Limits(s.requeue_after, s.retry_backoff_max, queue.depth(s.broker) == 0)
 
 
 def reconcile(parts: Parts) -> dict[str, int]:
     """Do what is due; returns how much of each was done."""
     done = {action.value: 0 for action in Action} | {"advance": 0, "catch_up": _catch_up(parts)}
     with db.transaction(parts.settings.db_url, reading=True) as session:
-        stuck, moment, idle = snapshot(session), db.now(session), idle_workflows(session)
+        stuck, moment, idle = snapshot(session, parts.settings), db.now(session), idle_workflows(session)
     limits = limits_of(parts)
     for step in stuck:
         action = _decide(step, moment, limits)
@@ -154,7 +158,7 @@ def _tell(parts: Parts, done: dict[str, int]) -> None:
         session.merge(Reconciler(id=socket.gethostname(), last_seen=db.now(session), did=done))
 
 
-def snapshot(session: Session) -> list[Stuck]:
+def snapshot(session: Session, settings: Settings) -> list[Stuck]:
     """The steps that have waited longest for their message, and those whose lease ends first, of workflows not paused."""
     began = (
         select(StepAttempt.started_at)
@@ -164,18 +168,21 @@ def snapshot(session: Session) -> list[Stuck]:
     found = []
     for state, oldest in ((StepState.RUNNING, WorkflowStep.lease_until), (StepState.QUEUED, WorkflowStep.sent_at)):
         query = select(WorkflowStep, began).where(WorkflowStep.state == state)
+        if state is StepState.RUNNING:
+            query = query.options(joinedload(WorkflowStep.planner_task), joinedload(WorkflowStep.workflow).options(*LAYERS))
         if state is StepState.QUEUED:
             query = query.join(Workflow).where(Workflow.state == WorkflowState.RUNNING)
-        found += [_stuck(row, moment) for row, moment in session.execute(query.order_by(oldest).limit(BATCH))]
+        found += [_stuck(row, moment, settings) for row, moment in session.execute(query.order_by(oldest).limit(BATCH))]
     return found
 
 
-def _stuck(r: WorkflowStep, began: datetime | None) -> Stuck:
+def _stuck(r: WorkflowStep, began: datetime | None, settings: Settings) -> Stuck:
     budget = r.max_attempts + r.free_attempts
     state = StepState(r.state)
-    return Stuck(
-        r.id, r.workflow_id, state, r.generation, r.fence, r.queued_at, r.sent_at, r.lease_until, began, r.attempt_count, budget
-    )
+    running = state is StepState.RUNNING
+    may_take = settings.attempt_seconds(spec.chosen(r, settings)) + deadline.LATE_SECONDS if running else math.inf
+    times = r.queued_at, r.sent_at, r.lease_until, began
+    return Stuck(r.id, r.workflow_id, state, r.generation, r.fence, *times, r.attempt_count, budget, may_take)
 
 
 def idle_workflows(session: Session) -> list[str]:
@@ -197,7 +204,7 @@ def _apply(parts: Parts, seen: Stuck, action: Action, limits: Limits) -> bool:
         workflow = workflows.locked(session, seen.workflow_id)
         step = next(step for step in workflow.steps if step.id == seen.step_id)
         moment = db.now(session)
-        now = _stuck(step, seen.began)
+        now = _stuck(step, seen.began, parts.settings)
         same = (now.state, now.generation, now.fence) == (seen.state, seen.generation, seen.fence)
         if not same or _decide(now, moment, limits) is not action:
             return False

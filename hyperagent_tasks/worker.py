@@ -38,7 +38,11 @@ RETRY: dict[str, Any] = {
 }
 
 
-@app.task(name=queue.RUN_STEP, bind=True, max_retries=None, **RETRY)  # the row counts attempts, and ends them
+LONGEST: dict[str, Any] = {"soft_time_limit": SETTINGS.longest_attempt, "time_limit": SETTINGS.longest_attempt + 60}
+"""Celery's limits of a step outlast any deadline that a step can have: each has its own, known once it is claimed."""
+
+
+@app.task(name=queue.RUN_STEP, bind=True, max_retries=None, **LONGEST, **RETRY)  # the row counts attempts, and ends them
 def run_step(task: Task, step_id: str, generation: int) -> None:
     """Carry out one step. A duplicate delivery ends quietly: where the step is done, the chain goes on."""
     try:

@@ -13,7 +13,7 @@ from hyperagent_common.errors import Conflict, HyperagentError
 from hyperagent_tasks.gateway import calllog, scenario
 from hyperagent_tasks.gateway.config import GatewayConfig, Provider
 from hyperagent_tasks.gateway.grants import Grant, Run
-from hyperagent_tasks.gateway.purse import Purse
+from hyperagent_tasks.gateway.purse import Pots, Purse
 
 KEEP_ENDED = 1000
 AT_ONCE = 8
@@ -38,6 +38,7 @@ class Gateway:
         self.redactor = calllog.Redactor(p.api_key.reveal() for p in config.providers.values())
         self._by_token: dict[str, Entry] = {}
         self._by_run: dict[str, Entry] = {}
+        self._pots = Pots()
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
@@ -75,7 +76,9 @@ class Gateway:
         if known is None:
             self._forget_old()
             run = Run(grant)
-            self._by_run[grant.agent_run_id] = self._by_token[grant.token_sha256] = Entry(run, Purse(run))
+            purse = Purse(run, self._pots)
+            self._pots.draw(purse, [entry.purse for entry in self._by_run.values()])
+            self._by_run[grant.agent_run_id] = self._by_token[grant.token_sha256] = Entry(run, purse)
         elif known.run.grant != grant:
             raise Conflict("another grant has this agent_run_id")
 

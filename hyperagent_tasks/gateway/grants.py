@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from hyperagent_tasks.budget import Share
+
 MAX_FAILURES = 100
 MAX_TEXT = 256 << 10
 """Characters of a model's last words: as many as are kept of a CLI's final text, which is compared with them."""
@@ -17,6 +19,7 @@ class Grant:
     """Leave for one agent run to use one model. The token itself is never kept: only its sha256 (hex).
 
     `run` counts the runs of this role in this attempt; `max_tokens` and `max_usd` are what is left of the budgets;
+    `shares` are the budgets it draws on with others, `beside` the runs that had not ended when those were read;
     `fallback` names who goes on where the first provider fails, in order, each `provider/model`.
     """
 
@@ -34,6 +37,12 @@ class Grant:
     max_tokens: int | None = None
     max_usd: float | None = None
     fallback: tuple[str, ...] = ()
+    shares: tuple[Share, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    def draws_on(self, key: tuple[str, str]) -> bool:
+        """Whether this budget is one of its shares."""
+        return any(share.key == key for share in self.shares)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -44,7 +53,9 @@ class Grant:
         """The inverse of `to_json`. Raises `KeyError`, `TypeError`, `ValueError`."""
         fallback = tuple(str(each) for each in value.get("fallback", ()))
         expires = datetime.fromisoformat(value["expires_at"])
-        return Grant(**{**value, "expires_at": expires, "fallback": fallback})
+        shares = tuple(Share(**each) for each in value.get("shares", ()))
+        beside = tuple(str(each) for each in value.get("beside", ()))
+        return Grant(**{**value, "expires_at": expires, "fallback": fallback, "shares": shares, "beside": beside})
 
     @property
     def models(self) -> list[tuple[str, str]]:
@@ -75,7 +86,8 @@ class Observed:
     text: str = ""
 
     def fail(self, kind: str, message: str, status: int | None = None, **more: str) -> None:
-        """Note a failure; at most `MAX_FAILURES` are kept. `of` names the budget that is spent: requests, tokens, usd."""
+        """Note a failure; at most `MAX_FAILURES` are kept. `of` names the budget that is spent: requests, tokens,
+        usd; `scope` whose it is, where runs share it."""
         if len(self.failures) == MAX_FAILURES:
             self.failures.pop()
             self.mended = min(self.mended, len(self.failures))

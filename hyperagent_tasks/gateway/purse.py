@@ -1,13 +1,14 @@
 """What is left of a grant's budgets: a request begins only where those under way cannot spend all of it, at the worst.
 
 So the budgets are overshot by one request at most, however many are asked at once: whoever does not fit beside the
-others waits for them and is then asked about again.
+others waits for them and is then asked about again. The budget of a workflow or project is a pot: all runs on this host that
+draw on it are the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -55,14 +56,83 @@ def estimate(size: int, said: int) -> Usage:
 
 
 @dataclass
+class Pot:
+    """A shared budget: what the runs that had ended used when it was last read, how often its limits count, and the purses of
+    the runs on this host that are not in that."""
+
+    tokens: int
+    usd: float
+    times: int
+    purses: list[Purse]
+
+
+@dataclass
+class Pots:
+    """Every pot in use on this host, and a bell that rings where a request waits for another, maybe another run's, to end."""
+
+    by_key: dict[tuple[str, str], Pot] = field(default_factory=dict)
+    _bell: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def draw(self, purse: Purse, known: Iterable[Purse]) -> None:
+        """Let a new run draw on its shares, beside the `known` ones that no figures of its grant hold: those that have not ended
+        at the gateway, or had not in their rows when the shares were read."""
+        grant = purse.run.grant
+        for share in grant.shares:
+            others = [p for p in known if p.run.grant.draws_on(share.key)]
+            others = [p for p in others if not p.run.ended or p.run.grant.agent_run_id in grant.beside]
+            was = self.by_key.get(share.key)
+            times = max(share.times, was.times if was else 1)
+            self.by_key[share.key] = Pot(share.used_tokens, share.used_usd, times, [*others, purse])
+        for key in [key for key, pot in self.by_key.items() if all(p.run.ended for p in pot.purses)]:
+            del self.by_key[key]
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake whoever waits."""
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+    async def rung(self) -> None:
+        """Wait for the next time."""
+        await self._bell.wait()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One budget of a run: how much of how much is used, by whom; `scope` where it is shared."""
+
+    scope: str
+    tokens: float | None
+    usd: float | None
+    used: int
+    cost: float
+    purses: Sequence[Purse]
+
+
+@dataclass(eq=False)
 class Purse:
     """The budgets of a run, and the most that its requests under way can use."""
 
     run: Run
+    pots: Pots = field(default_factory=Pots)
     spent: float = 0.0
     unpriced: bool = False
-    _held: list[tuple[int, float]] = field(default_factory=list)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    held: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """What the run used so far."""
+        return self.run.observed.input + self.run.observed.output
+
+    def _limits(self) -> Iterator[Limit]:
+        grant = self.run.grant
+        yield Limit("", grant.max_tokens, grant.max_usd, self.tokens, self.spent, [self])
+        for share in grant.shares:
+            pot = self.pots.by_key.get(share.key)
+            if pot is not None:
+                tokens, usd = (None if most is None else most * pot.times for most in (share.tokens, share.usd))
+                used, cost = sum(p.tokens for p in pot.purses), sum(p.spent for p in pot.purses)
+                yield Limit(share.scope, tokens, usd, pot.tokens + used, pot.usd + cost, pot.purses)
 
     def refusal(self) -> Refusal | None:
         """Why the next request is refused, or None; a spent budget is noted as a failure of the run."""
@@ -73,41 +143,41 @@ class Purse:
         return self._used_up()
 
     def _used_up(self) -> Refusal | None:
-        seen, grant = self.run.observed, self.run.grant
-        if grant.max_tokens is not None and seen.input + seen.output >= grant.max_tokens:
-            return self._spent("tokens", "token", f"{seen.input + seen.output} tokens used of {grant.max_tokens}")
-        if grant.max_usd is not None and self.spent >= grant.max_usd:
-            return self._spent("usd", "cost", f"{self.spent:.4f} US dollars used of {grant.max_usd:.4f}")
+        for limit in self._limits():
+            if limit.tokens is not None and limit.used >= limit.tokens:
+                return self._spent("tokens", "token", f"{limit.used} tokens used of {limit.tokens:.0f}", limit.scope)
+            if limit.usd is not None and limit.cost >= limit.usd:
+                return self._spent("usd", "cost", f"{limit.cost:.4f} US dollars used of {limit.usd:.4f}", limit.scope)
         return None
 
-    def _spent(self, of: str, what: str, message: str) -> Refusal:
-        self.run.observed.fail("budget", message, 400, of=of)
+    def _spent(self, of: str, what: str, message: str, scope: str = "") -> Refusal:
+        self.run.observed.fail("budget", message, 400, of=of, **({"scope": scope} if scope else {}))
         return Refusal(400, f"step {what} budget exhausted")
 
     @asynccontextmanager
     async def hold(self, bound: Usage, price: Price | None) -> AsyncIterator[Refusal | None]:
         """Count a request as under way for as long as it is; waits until it fits, yields a refusal where it never will."""
         while not self._fits():
-            await self._changed.wait()
+            await self.pots.rung()
         refused = Refusal(401, UNKNOWN, "auth") if self.run.over else self._used_up()
         held = (bound.input + bound.output, price.of(bound) if price else 0.0)
-        self._held.append(held)
+        self.held.append(held)
         try:
             yield refused
         finally:
-            self._held.remove(held)
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self.held.remove(held)
+            self.pots.ring()
 
     def _fits(self) -> bool:
         """Whether there is something left even if those under way use the most they can."""
-        if not self._held:
-            return True
-        seen, grant = self.run.observed, self.run.grant
-        tokens, usd = sum(held[0] for held in self._held), sum(held[1] for held in self._held)
-        if grant.max_tokens is not None and seen.input + seen.output + tokens >= grant.max_tokens:
-            return False
-        return grant.max_usd is None or self.spent + usd < grant.max_usd
+        for limit in self._limits():
+            held = [each for purse in limit.purses for each in purse.held]
+            tokens, usd = sum(each[0] for each in held), sum(each[1] for each in held)
+            if held and limit.tokens is not None and limit.used + tokens >= limit.tokens:
+                return False
+            if held and limit.usd is not None and limit.cost + usd >= limit.usd:
+                return False
+        return True
 
     def book(self, used: Usage, price: Price | None) -> None:
         """Put the tokens of one answer into the run's books."""

@@ -313,12 +313,12 @@ def test_the_reconciler_moves_a_workflow_whose_last_link_was_lost(url: str, app:
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LIMITS = Limits(requeue_after=60, backoff_max=30, attempt=3600)
+LIMITS = Limits(requeue_after=60, backoff_max=30)
 moments = st.none() | st.integers(-100_000, 100_000).map(lambda s: NOW + timedelta(seconds=s))
 stuck = st.builds(
     Stuck, step_id=st.just("s"), workflow_id=st.just("w"), state=st.sampled_from(list(StepState)),
     generation=st.integers(0, 9), fence=st.integers(0, 9), queued_at=moments, sent_at=moments, lease_until=moments, began=moments,
-    attempts=st.integers(0, 9), budget=st.integers(1, 9),
+    attempts=st.integers(0, 9), budget=st.integers(1, 9), may_take=st.just(3600.0),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyperagent_common.settings import Settings
+from hyperagent_tasks.budget import Share
+from hyperagent_tasks.gateway.book import Gateway
+from hyperagent_tasks.gateway.config import from_settings
 from hyperagent_tasks.gateway.dialects import ALL
 from hyperagent_tasks.gateway.dialects.base import Dialect, Usage
 from hyperagent_tasks.gateway.failures import FAILURES, WORTH_ANOTHER_PROVIDER, following
@@ -99,3 +104,86 @@ def test_no_bytes_break_the_reader(dialect: Dialect, data: bytes, seed: int) -> 
 def test_who_goes_on_is_the_next_of_the_list_after_an_outage_and_nobody_after_anything_else(kind: str) -> None:
     assert following(kind, 0, 3) == (1 if kind in WORTH_ANOTHER_PROVIDER else None)
     assert following(kind, 2, 3) is None
+
+
+def drawing(name: str, *shares: Share, beside: tuple[str, ...] = ()) -> Grant:
+    """A grant that draws on shared budgets only."""
+    expires = datetime.now(UTC) + timedelta(minutes=5)
+    return Grant(name, "a", f"sha-{name}", "s", "coder", "p", "m", 1000, expires, "log", shares=shares, beside=beside)
+
+
+def put(gateway: Gateway, grant: Grant) -> Purse:
+    """The purse of a grant put in force, as it comes from a worker."""
+    gateway.put(Grant.from_json(json.loads(json.dumps(grant.to_json()))))
+    entry = gateway.of_run(grant.agent_run_id)
+    assert entry
+    return entry.purse
+
+
+def fresh() -> Gateway:
+    """A gateway's books."""
+    return Gateway(from_settings(Settings()))
+
+
+def spend(purse: Purse, tokens: int) -> str | None:
+    """Ask for so many tokens; the scope of the budget that refused it."""
+    refused = purse.refusal()
+    if refused is None:
+        purse.book(Usage(tokens, 0), PRICE)
+        return None
+    return str((purse.run.observed.failure or {})["scope"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 30), limit=st.integers(1, 1500), money=st.booleans(), runs=st.integers(2, 4))
+def test_runs_beside_each_other_overshoot_a_shared_budget_by_one_request_together(
+    seed: int, limit: int, money: bool, runs: int
+) -> None:
+    async def scenario() -> list[list[int]]:
+        return list(await asyncio.gather(*(_all(held, seed + n, 12) for n, held in enumerate(purses))))
+
+    share = Share("workflow", "w", usd=limit * 2 / 1e6) if money else Share("workflow", "w", tokens=limit)
+    gateway = fresh()
+    purses = [put(gateway, drawing(f"r{n}", share)) for n in range(runs)]
+    found = [used for each in asyncio.run(scenario()) for used in each]
+    assert sum(found) == sum(purse.run.observed.input for purse in purses)
+    assert sum(found) - max(found) < limit, (found, limit)
+    assert sum(found) >= limit or len(found) == 12 * runs
+
+
+def test_a_run_that_ended_counts_once_in_its_row_or_in_the_gateways_books() -> None:
+    gateway = fresh()
+    first = put(gateway, drawing("first", Share("project", "p", tokens=100)))
+    assert spend(first, 60) is None
+    first.run.ended = True
+    unwritten = put(gateway, drawing("second", Share("project", "p", tokens=100), beside=("first",)))
+    assert spend(unwritten, 40) is None
+    assert spend(unwritten, 1) == "project"
+    unwritten.run.ended = True
+    written = put(gateway, drawing("third", Share("project", "p", tokens=120, used_tokens=100)))
+    assert spend(written, 20) is None
+    assert spend(written, 1) == "project"
+
+
+def test_a_resume_counts_for_the_run_that_was_under_way_too() -> None:
+    gateway, share = fresh(), Share("workflow", "w", tokens=100)
+    one, other = put(gateway, drawing("one", share)), put(gateway, drawing("other", share))
+    assert spend(one, 100) is None
+    assert spend(other, 1) == "workflow"
+    one.run.ended = True
+    put(gateway, drawing("again", Share("workflow", "w", tokens=100, times=2, used_tokens=100)))
+    other.run.observed.failures.clear()
+    assert spend(other, 100) is None
+    assert spend(other, 1) == "workflow"
+
+
+def test_who_has_no_limit_of_its_own_still_spends_what_others_share() -> None:
+    gateway = fresh()
+    free, bound = (
+        put(gateway, drawing("free", Share("workflow", "w"))),
+        put(gateway, drawing("bound", Share("workflow", "w", 10))),
+    )
+    assert spend(free, 10) is None
+    assert spend(bound, 1) == "workflow"
+    assert spend(free, 1) is None
+    assert spend(put(gateway, drawing("elsewhere", Share("workflow", "x", 10))), 1) is None

@@ -20,9 +20,12 @@ from hyperagent_tasks import budget, claims, coding, conversing, spec, spending
 from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.conversing import Ran, Turn
+from hyperagent_tasks.gateway.dialects.base import Usage
 from hyperagent_tasks.gateway.grants import Observed
 from hyperagent_tasks.parts import Chosen, Parts
+from hyperagent_tasks.runners.fake import Play
 from hyperagent_tasks.spec import Place, StepSpec, Workdir
+from tests import desk
 from tests.unit.test_claims import DIAMOND, LINE, Sent, app, state, steps, submitted, take
 
 __all__ = ["app"]
@@ -178,3 +181,33 @@ def test_runs_of_unknown_cost_are_named_where_a_budget_in_dollars_is_spent(url: 
             session.add(run)
     with pytest.raises(BudgetSpent, match=r"1.50 US dollars of 1.00 US dollars, and 1 agent runs of unknown cost"):
         spending.left(host, step)
+
+
+def test_two_steps_at_once_share_their_workflows_budget(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, DIAMOND)
+    host = desk.host(url, app, lambda _spec: play(), budgets={"workflow": {"tokens": N}})
+    claims.finish(url, app, claimed(host, workflow_id).claim, "a" * 40)
+    with db.transaction(url) as session:
+        for row in session.get_one(Workflow, workflow_id).steps[1:3]:
+            row.state, row.generation = StepState.QUEUED, 1
+    both = [desk.claimed(host, claimed(host, workflow_id, key).claim) for key in ("b", "c")]
+    got: list[int] = []
+
+    def play() -> Play:
+        entry = host.gateway.gateway.of_run(max(host.gateway.grants()))  # type: ignore[attr-defined]
+        if len(host.gateway.grants()) == 1:  # within the first run the second has its own, from end to end
+            entry.purse.book(Usage(600, 0), None)
+            got.append(600)
+            with pytest.raises(BudgetSpent) as spent:
+                coding.Bench(host, both[1][0], both[1][1], both[1][2]).ask("coder", 1, "Do it.", both[1][1].ws)
+            assert spent.value.scope == "workflow"
+            assert entry.purse.refusal() is not None
+            return Play(b"", exit_code=1)
+        while entry.purse.refusal() is None:
+            entry.purse.book(Usage(300, 0), None)
+            got.append(300)
+        return Play(b"", exit_code=1)
+
+    with pytest.raises(BudgetSpent, match="workflow"):
+        coding.Bench(host, both[0][0], both[0][1], both[0][2]).ask("coder", 1, "Do it.", both[0][1].ws)
+    assert got == [600, 300, 300]  # one request too many, not a budget each
