@@ -113,7 +113,7 @@ def test_actions_while_the_database_is_away_say_so_and_change_nothing(host: Host
         for path in ("pause", "cancel", "steps/a/retry"):
             status, told = host.request("POST", f"/api/v1/workflows/{workflow_id}/{path}")
             assert (status, told["type"].rsplit("/", 1)[1]) == (503, "dependency-down"), told
-        assert host.request("POST", "/api/v1/dead-letters/x/replay")[0] == 503
+        assert host.request("POST", "/api/v1/dead-letters/01a214f0/replay")[0] == 503
         assert host.request("GET", "/api/health/workflows")[0] == 503
         assert host.cli("pause", workflow_id, check=False).returncode == 5
     finally:
