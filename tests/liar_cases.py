@@ -143,7 +143,7 @@ VERIFIER_LIES = [
     Case("verifier-two-verdicts", both(coder(write()), speaks(TWICE)), "failed", "2 JSON"),
     Case("verifier-approves-a-blocker", both(coder(write()), says("approved", "x", findings=[BLOCKER])),
          "failed", "blocker"),
-    Case("verifier-does-not-answer", both(coder(write()), coder(say="")), "failed", "without an answer"),
+    Case("verifier-does-not-answer", both(coder(write()), coder(say="")), "failed", "asked 2 times: it is empty"),
     Case("verifier-provider-error", both(coder(write()), FAULT), "failed", "refused the key"),
     Case("rounds-used-up", both(coder(write()), AGAIN), "failed", "still asks for changes", rounds=2),
     Case("rejected", both(coder(write()), NO), "failed", "rejects the work", rounds=3),

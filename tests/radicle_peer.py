@@ -60,7 +60,7 @@ class Peer:
         """Let it go on."""
         self._container.unpause()
 
-    def reach(self, host: Host, seconds: float = 90) -> None:
+    def reach(self, host: Host, seconds: float = 180) -> None:
         """Connect to the host's node, which may have another address since it was started again."""
         deadline = time.monotonic() + seconds
         while True:
