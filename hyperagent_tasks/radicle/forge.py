@@ -160,7 +160,7 @@ class RadicleForge(Watching):
 
     def _helper(self, command: str, spec: Mapping[str, Any]) -> dict[str, Any]:
         done = self._executor.call(["rad-push", command, "--json", "--spec", json.dumps(spec, ensure_ascii=False)])
-        lines = done.stdout.strip().splitlines()
+        lines = done.stdout.strip().split("\n")  # no other end of line: a title may hold one
         try:
             said: dict[str, Any] = json.loads(lines[-1])
         except (IndexError, ValueError) as error:

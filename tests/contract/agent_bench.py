@@ -140,8 +140,10 @@ class Bench:
         base = f"{self.gateway.client.base_url(sandbox=self.runner.name)}/t/{token}"
         command = agent.command(AgentTask(title, prompt, f"{provider}/{name}", base, token, role))
         spec = self._spec(command, self._places(command), timeout, role)
-        if read_after:
-            spec = replace(spec, argv=["sh", "-c", f'"$@" | {{ sleep {read_after}; cat; }}', "sh", *command.argv])
+        if read_after:  # inside of ha-agent, whose forwarder would hold the pipe open
+            ahead = 1 if command.argv[0] == "ha-agent" else 0
+            late = ["sh", "-c", f'"$@" | {{ sleep {read_after}; cat; }}', "sh"]
+            spec = replace(spec, argv=[*command.argv[:ahead], *late, *command.argv[ahead:]])
         parser, events, raw, began = agent.parser(role), list[AgentEvent](), bytearray(), time.monotonic()
 
         def sink(stream: str, data: bytes, /) -> None:

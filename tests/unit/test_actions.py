@@ -201,7 +201,9 @@ def test_nothing_of_a_removed_project_is_retried(url: str, app: Sent) -> None:
 
 def _remove_project(url: str, workflow_id: str) -> str:
     with db.transaction(url) as session:
-        return projects.remove(session, session.get_one(Workflow, workflow_id).project.name, None).name
+        name = session.get_one(Workflow, workflow_id).project.name
+        projects.remove(session, name, None)
+        return name
 
 
 def test_many_callers_at_once_cancel_once(url: str, app: Sent) -> None:
