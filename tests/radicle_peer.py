@@ -61,10 +61,17 @@ class Peer:
         self._container.unpause()
 
     def reach(self, host: Host, seconds: float = 180) -> None:
-        """Connect to the host's node, which may have another address since it was started again."""
+        """Connect to the host's node, which may have another address since it was started again.
+
+        A node that goes on trying an address it was given takes no other one for the same peer: it is started anew with it.
+        """
         deadline = time.monotonic() + seconds
         while True:
             _, _, address = _node_of(host)
+            if f"@{address}:" not in self.run("cat", "/rad/config.json"):
+                self.run("sed", "-i", f"s|{self.host_nid}@[^:]*:|{self.host_nid}@{address}:|", "/rad/config.json")
+                self.stop()
+                self.start()
             self.run("rad", "node", "connect", f"{self.host_nid}@{address}:8776", "--timeout", "5s", check=False)
             said = self.run("rad", "node", "status", check=False)
             if address in said and "✓" in said.partition("NID")[2] + said.partition("Node ID  ")[2]:
@@ -153,7 +160,6 @@ def peer_of(host: Host) -> Iterator[Peer]:
         init=True,
         network=network,
         environment={"CONFIG": json.dumps(config), "RAD_HOME": "/rad", "RAD_PASSPHRASE": "", "HOME": "/tmp", **who},
-        tmpfs={"/tmp": "rw,mode=1777"},
     )
     try:
         peer = Peer(container, "", nid)
