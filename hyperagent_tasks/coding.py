@@ -8,7 +8,7 @@ from hyperagent_common import events
 from hyperagent_common.errors import BudgetSpent
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import StepAttempt
-from hyperagent_tasks import claims, conversing, fallback, prompts, spending
+from hyperagent_tasks import claims, conversing, fallback, judging, prompts, spending
 from hyperagent_tasks.agents.base import AgentRole, EndReason
 from hyperagent_tasks.claims import Lease
 from hyperagent_tasks.conversing import Ran, Turn
@@ -34,14 +34,14 @@ class Bench:
             turn = self._turn(role, number, prompt, ws, used)
             ran = conversing.run(self.parts, self.step, turn, self.lease)
             self._used[role] = used = used + len(ran.observed.switches)  # the gateway has tried these
-            if conversing.answered(ran.outcome, role):
+            if judging.answered(ran.outcome, role):
                 return ran
             self._budgets_hold(turn, ran)
             self._used[role] = used = used + 1
             following = fallback.decide(str(ran.outcome.reason), choices, used - 1)
             if isinstance(following, fallback.Stop):
                 told = f"The {role} {ran.agent} did not do its work: {ran.outcome.sentence}"
-                raise conversing.failure(ran.outcome.reason)(told)
+                raise judging.failure(ran.outcome.reason)(told)
             self._record(role, number, ran, following)
             prompt = prompt if prompt.startswith(TOOK_OVER) or role != "coder" else f"{TOOK_OVER}\n\n{prompt}"
 

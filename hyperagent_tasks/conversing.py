@@ -4,53 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from celery.exceptions import SoftTimeLimitExceeded
-
 from hyperagent_common import db, events
 from hyperagent_common.choices import Choice
 from hyperagent_common.errors import (
-    AgentFailed,
-    Cancelled,
     DependencyDown,
-    HyperagentError,
     LeaseLost,
-    ProviderDown,
-    RunnerTimeout,
 )
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, StepAttempt
-from hyperagent_tasks import claims, endings, recording
-from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentRole, AgentTask, EndReason, StreamParser
+from hyperagent_tasks import claims, endings, judging, recording
+from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentRole, AgentTask, StreamParser
 from hyperagent_tasks.budget import Left
 from hyperagent_tasks.claims import Lease
-from hyperagent_tasks.gateway import calllog
 from hyperagent_tasks.gateway.client import Grant, Observed, new_token
 from hyperagent_tasks.live import LiveLog
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.preparing import owner
 from hyperagent_tasks.runners.base import Mount, RunnerResult, RunSpec
 from hyperagent_tasks.spec import Place, StepSpec
-
-SEEN = {
-    "auth": EndReason.AUTH,
-    "quota": EndReason.QUOTA,
-    "rate_limit": EndReason.RATE_LIMIT,
-    "server": EndReason.PROVIDER,
-    "transport": EndReason.PROVIDER,
-    "context": EndReason.CONTEXT,
-    "model_not_found": EndReason.MODEL_NOT_FOUND,
-    "budget": EndReason.BUDGET,
-    "scenario": EndReason.REFUSED,
-}
-FORGOTTEN = AgentOutcome(EndReason.PROVIDER, "The gateway was started anew while the agent ran, and cut it off.")
-MAY_PASS = {EndReason.RATE_LIMIT, EndReason.PROVIDER, EndReason.CRASHED}
 
 
 @dataclass(frozen=True)
@@ -120,31 +97,13 @@ def run(parts: Parts, step: StepSpec, turn: Turn, lease: Lease) -> Ran:
 
 def _broke_off(parts: Parts, step: StepSpec, turn: Turn, run_id: str, error: BaseException) -> None:
     """The end of a run that has no outcome: this side stopped within it. Raises `LeaseLost`, `DependencyDown`."""
-    reason, told = broken_off(error)
-    observed = figures(parts, run_id, turn.place)
+    reason, told = judging.broken_off(error)
+    observed = judging.figures(parts, run_id, turn.place)
     with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
         run = session.get_one(AgentRun, run_id)
         if run.finished_at is None:
             endings.write(run, reason, told, observed, db.now(session))
             endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
-
-
-def broken_off(error: BaseException) -> tuple[EndReason, str]:
-    """The end of a run that has no outcome, because of what this side raised within it."""
-    if isinstance(error, SystemExit):
-        return EndReason.CANCELLED, "The agent was broken off: its worker was stopped."
-    if isinstance(error, SoftTimeLimitExceeded):
-        return EndReason.TIMED_OUT, "The agent was broken off: the attempt took longer than it may."
-    return EndReason.CRASHED, f"The agent was broken off: {str(error) or type(error).__name__}"
-
-
-def figures(parts: Parts, run_id: str, place: Place) -> Observed:
-    """End a run's grant; what the gateway saw of it, from its call log where it cannot be asked or has forgotten it."""
-    try:
-        observed = parts.gateway.close(run_id)
-    except DependencyDown:
-        observed = None
-    return observed or calllog.summed(place.kept / "gateway.jsonl", run_id)
 
 
 def _open(parts: Parts, step: StepSpec, turn: Turn, agent: Agent) -> str:
@@ -189,28 +148,15 @@ def _converse(parts: Parts, step: StepSpec, turn: Turn, lease: Lease, agent: Age
             spec = _run_spec(parts, step, turn, agent, task)
             result = parts.runner.run(spec, sink=Tee(parser, live, out, err), cancelled=lease.lost)
     finally:
-        observed = parts.gateway.close(run_id)
+        known = parts.gateway.close(run_id)
         live.close()
-    forgotten = observed is None and agent.dialect is not None
-    observed = observed or calllog.summed(kept / "gateway.jsonl", run_id)
-    outcome = FORGOTTEN if forgotten else seen_by_gateway(parser.outcome(result), observed)
+    outcome, observed = judging.judged(agent, parser.outcome(result), known, turn.place, run_id)
     version = parts.agent_version(agent)
     _close(parts, step, turn, run_id, outcome, observed, result, version)
-    if forgotten and not lease.lost():
-        raise DependencyDown(FORGOTTEN.sentence)
+    if outcome is judging.FORGOTTEN and not lease.lost():
+        raise DependencyDown(judging.FORGOTTEN.sentence)
     model = endings.answered_by(turn.choice.model, observed)
-    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, spoken(agent, observed))
-
-
-def answered(outcome: AgentOutcome, role: AgentRole) -> bool:
-    """Whether there is something to judge: a verifier or planner that ended without a word gave an empty answer."""
-    empty = role != "coder" and outcome.reason is EndReason.NO_CHANGE and not outcome.final_text.strip()
-    return outcome.ok or empty
-
-
-def spoken(agent: Agent, observed: Observed) -> str | None:
-    """What a run's model said last at the gateway; None where the agent asks no model."""
-    return None if agent.dialect is None else observed.text
+    return Ran(run_id, agent.name, model, turn.persona, version, outcome, observed, result, judging.spoken(agent, observed))
 
 
 def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) -> Grant:
@@ -237,12 +183,7 @@ def _grant(parts: Parts, step: StepSpec, turn: Turn, run_id: str, token: str) ->
 
 def _run_spec(parts: Parts, step: StepSpec, turn: Turn, agent: Agent, task: AgentTask) -> RunSpec:
     command = agent.command(task)
-    files = turn.place.inp / "prompt"
-    files.mkdir()
-    files.chmod(0o755)
-    for name, data in command.files.items():
-        (files / name).write_bytes(data)
-        (files / name).chmod(0o644)
+    turn.place.give("prompt", command.files)
     timeout = min(parts.settings.step_timeout, turn.left.seconds or parts.settings.step_timeout)
     return RunSpec(
         role="agent",
@@ -272,28 +213,7 @@ def _close(
     with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
         run = session.get_one(AgentRun, run_id)
         endings.write(run, outcome.reason, outcome.sentence, observed, result.finished_at)
-        run.session_id, run.cli_version = outcome.session_id, version
+        endings.claim(run, outcome)
+        run.cli_version = version
         run.exit_code, run.container_id, run.image_id = result.exit_code, result.container_id, result.image_id
-        run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
         endings.tell(session, run, session.get_one(StepAttempt, step.claim.attempt_id), row, observed)
-
-
-def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
-    """The outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words. A CLI that says
-    it is done though its model's last answer never came whole (Gemini CLI takes a cut answer for a whole one) is not."""
-    reason = SEEN.get(observed.last_failure or "")
-    if outcome.ok and observed.last_failure == "transport":
-        outcome = replace(outcome, sentence="The agent says it is done, but its model's last answer broke off.")
-    elif outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
-        return outcome
-    told = str((observed.failure or {}).get("message", ""))[:300].rstrip(".")
-    return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}.")
-
-
-def failure(reason: EndReason) -> Callable[[str], HyperagentError]:
-    """The class of error an end reason stands for."""
-    if reason is EndReason.TIMED_OUT:
-        return RunnerTimeout
-    if reason is EndReason.CANCELLED:
-        return Cancelled
-    return ProviderDown if reason in MAY_PASS else AgentFailed

@@ -6,6 +6,7 @@ was killed), by its host's reaper, which has the gateway's figures; where that h
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, or_, select, update
@@ -16,7 +17,7 @@ from hyperagent_common.actions import CANCELLED
 from hyperagent_common.events import EventKind
 from hyperagent_common.models import AgentRun, PlanDraft, StepAttempt, WorkflowStep
 from hyperagent_common.states import AttemptState
-from hyperagent_tasks.agents.base import EndReason
+from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.gateway.grants import Observed
 
 LONG = timedelta(hours=1)
@@ -34,6 +35,12 @@ def write(run: AgentRun, reason: str, sentence: str, observed: Observed, at: dat
     run.input_tokens, run.output_tokens, run.cached_tokens = observed.input, observed.output, observed.cached
     run.requests, run.cost_usd = observed.requests, observed.cost
     run.model = answered_by(run.model, observed)
+
+
+def claim(run: AgentRun, outcome: AgentOutcome) -> None:
+    """Put what the CLI said of itself into the run's row."""
+    run.session_id = outcome.session_id
+    run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
 
 
 def tell(session: Session, run: AgentRun, attempt: StepAttempt, step: WorkflowStep, observed: Observed) -> None:

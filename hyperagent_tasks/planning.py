@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,8 @@ from hyperagent_common.models import AgentRun, PlanDraft, Project
 from hyperagent_tasks import endings, fallback, intake, preparing, prompts, spending
 from hyperagent_tasks.agents.base import Agent, AgentOutcome, AgentTask, StreamParser
 from hyperagent_tasks.budget import Left
-from hyperagent_tasks.conversing import FORGOTTEN, answered, broken_off, figures, seen_by_gateway, spoken
-from hyperagent_tasks.gateway import calllog
 from hyperagent_tasks.gateway.client import Grant, Observed, new_token
+from hyperagent_tasks.judging import answered, broken_off, figures, judged, spoken
 from hyperagent_tasks.leases import Keeper
 from hyperagent_tasks.parts import Parts, instance
 from hyperagent_tasks.places import place
@@ -194,8 +193,7 @@ def _close(url: str, held: Held, run_id: str, outcome: AgentOutcome, observed: O
         run = session.get_one(AgentRun, run_id)
         if run.finished_at is None:
             endings.write(run, outcome.reason, outcome.sentence, observed, db.now(session))
-            run.session_id = outcome.session_id
-            run.claimed = {"usage": asdict(outcome.usage), "tool_calls": outcome.tool_calls, "events": outcome.events}
+            endings.claim(run, outcome)
             for name, value in more.items():
                 setattr(run, name, value)
 
@@ -219,9 +217,7 @@ def _converse(
             result = parts.runner.run(spec, sink=partial(_take_in, parser, out, err), cancelled=lease.lost)
     finally:
         known = parts.gateway.close(run_id)
-    observed = known or calllog.summed(place.kept / "gateway.jsonl", run_id)
-    forgotten = known is None and agent.dialect is not None
-    outcome = FORGOTTEN if forgotten else seen_by_gateway(parser.outcome(result), observed)
+    outcome, observed = judged(agent, parser.outcome(result), known, place, run_id)
     if lease.lost():
         raise LeaseLost()
     ran = {"exit_code": result.exit_code, "container_id": result.container_id, "image_id": result.image_id}
@@ -247,11 +243,7 @@ def _keep(parts: Parts, prefix: str, place: Place) -> None:
 
 def _run_spec(parts: Parts, held: Held, agent: Agent, task: AgentTask, place: Place, ws: Path, seconds: float) -> RunSpec:
     command = agent.command(task)
-    files = place.inp / "prompt"
-    files.mkdir(mode=0o755)
-    for name, data in command.files.items():
-        (files / name).write_bytes(data)
-        (files / name).chmod(0o644)
+    place.give("prompt", command.files)
     return RunSpec(
         role="agent",
         argv=command.argv,

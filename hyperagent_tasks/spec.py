@@ -16,6 +16,11 @@ from hyperagent_common.settings import Settings
 from hyperagent_tasks.claims import Claim
 
 
+def key_of(workflow_id: str, step_key: str, attempt_id: str) -> str:
+    """Prefix in storage of everything an attempt stores."""
+    return f"workflows/{workflow_id}/{step_key}/{attempt_id}"
+
+
 @dataclass(frozen=True)
 class StepSpec:
     """One attempt's work: what to do, on which project and branch, by which agent."""
@@ -47,7 +52,7 @@ class StepSpec:
     @property
     def attempt_key(self) -> str:
         """Prefix of everything this attempt stores."""
-        return f"workflows/{self.claim.workflow_id}/{self.claim.key}/{self.claim.attempt_id}"
+        return key_of(self.claim.workflow_id, self.claim.key, self.claim.attempt_id)
 
     @property
     def provider(self) -> str:
@@ -132,6 +137,15 @@ class Place:
     def kept(self) -> Path:
         """What this side writes itself."""
         return self.root / "kept"
+
+    def give(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Put files where the sandbox's user reads them, at /in/`name`, whatever this process's umask."""
+        directory = self.inp / name
+        directory.mkdir()
+        directory.chmod(0o755)
+        for file, data in files.items():
+            (directory / file).write_bytes(data)
+            (directory / file).chmod(0o644)
 
     def make(self) -> None:
         """Make the directories."""

@@ -15,8 +15,8 @@ import yaml
 
 from hyperagent_tasks.agents.base import AgentCommand, AgentEvent, AgentOutcome, AgentRole, AgentTask
 from hyperagent_tasks.agents.choose import agent as adapter
-from hyperagent_tasks.conversing import seen_by_gateway
 from hyperagent_tasks.gateway.client import Observed
+from hyperagent_tasks.judging import seen_by_gateway
 from hyperagent_tasks.runners.base import Mount, Owner, Runner, RunnerResult, RunSpec
 from hyperagent_tasks.runners.docker import DockerRunner
 from hyperagent_tasks.runners.process import ProcessRunner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hyperagent_common.errors import AgentFailed, ProviderDown, RunnerTimeout
-from hyperagent_tasks import conversing
+from hyperagent_tasks import judging
 from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.gateway.grants import Observed
 
@@ -17,21 +17,21 @@ def observed(kind: str) -> Observed:
     return books
 
 
-@pytest.mark.parametrize(("kind", "reason"), list(conversing.SEEN.items()))
+@pytest.mark.parametrize(("kind", "reason"), list(judging.SEEN.items()))
 def test_a_failure_takes_the_reason_the_gateway_saw(kind: str, reason: EndReason) -> None:
-    ended = conversing.seen_by_gateway(AgentOutcome(EndReason.CRASHED, "It crashed."), observed(kind))
+    ended = judging.seen_by_gateway(AgentOutcome(EndReason.CRASHED, "It crashed."), observed(kind))
     assert ended.reason is reason
     assert "the provider's own words" in ended.sentence
 
 
 def test_a_run_that_recovered_stays_done() -> None:
     done = AgentOutcome(EndReason.DONE, "Done.")
-    assert conversing.seen_by_gateway(done, observed("server")) is done
+    assert judging.seen_by_gateway(done, observed("server")) is done
 
 
 def test_a_deadline_stays_a_deadline() -> None:
     late = AgentOutcome(EndReason.TIMED_OUT, "Too late.")
-    assert conversing.seen_by_gateway(late, observed("server")) is late
+    assert judging.seen_by_gateway(late, observed("server")) is late
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_a_deadline_stays_a_deadline() -> None:
     ],
 )
 def test_each_end_has_its_retry_rule(reason: EndReason, error: type[Exception]) -> None:
-    assert conversing.failure(reason) is error
+    assert judging.failure(reason) is error

@@ -16,7 +16,7 @@ from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, Workflow
 from hyperagent_common.settings import Settings
 from hyperagent_common.states import Action, StepState, WorkflowState
-from hyperagent_tasks import budget, claims, coding, conversing, spec, spending
+from hyperagent_tasks import budget, claims, coding, judging, spec, spending
 from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.conversing import Ran, Turn
@@ -150,7 +150,7 @@ def ended(of: str) -> Ran:
     """A run that the gateway ended because a budget was spent."""
     seen = Observed()
     seen.fail("budget", "so much of so much", 400, of=of)
-    outcome = conversing.seen_by_gateway(AgentOutcome(EndReason.BUDGET, "Spent."), seen)
+    outcome = judging.seen_by_gateway(AgentOutcome(EndReason.BUDGET, "Spent."), seen)
     return Ran(new_id(), "mock", "replay/m", "", None, outcome, seen, None, None)  # type: ignore[arg-type]
 
 

@@ -12,9 +12,9 @@ from hyperagent_tasks.agents.base import AgentOutcome, EndReason
 from hyperagent_tasks.agents.jsonl import clean
 from hyperagent_tasks.agents.null import NullAgent
 from hyperagent_tasks.agents.stream import FINAL_TEXT_LIMIT, CliParser
-from hyperagent_tasks.conversing import answered, spoken
 from hyperagent_tasks.gateway.client import MOST_TOLD
 from hyperagent_tasks.gateway.grants import MAX_TEXT, Observed
+from hyperagent_tasks.judging import answered, spoken
 from hyperagent_tasks.verdict import Decision, Malformed
 
 NONCE = "5f1d"
