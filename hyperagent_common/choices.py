@@ -80,6 +80,11 @@ class Choices:
         return [first, *(each for each in self.fallback if each != first)]
 
     @property
+    def everybody(self) -> list[Choice]:
+        """Whoever may be asked in any role, each once."""
+        return list(dict.fromkeys([self.coder, self.verifier, self.planner, *self.fallback]))
+
+    @property
     def longest(self) -> int:
         """The most agent runs one attempt can need: each role's in every round, and each fallback once, whoever comes to it."""
         coder = self.rounds + len(self.of("coder")) - 1

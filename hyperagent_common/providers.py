@@ -35,8 +35,7 @@ def configured(settings: Settings, model: str) -> Mapping[str, Any] | None:
 
 def require(settings: Settings) -> None:
     """Every model that these settings choose has a provider. Raises `NotReady`."""
-    chosen = choices.settle(settings.choices())
-    for choice in (chosen.coder, chosen.verifier, chosen.planner, *chosen.fallback):
+    for choice in choices.settle(settings.choices()).everybody:
         if choice.provider not in MODELLESS:
             configured(settings, choice.model)
 

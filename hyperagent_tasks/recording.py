@@ -26,7 +26,7 @@ from hyperagent_tasks import claims, intake
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.radicle.base import Published
-from hyperagent_tasks.spec import Made, Place, StepSpec, Workdir
+from hyperagent_tasks.spec import Made, Place, StepSpec, Workdir, key_of
 
 log = logging.getLogger(__name__)
 OBSERVED, CLAIMED = "observed", "claimed"
@@ -93,7 +93,7 @@ def of_dead(parts: Parts, attempt_id: str) -> Shelf | None:
         if attempt is None or attempt.state == AttemptState.RUNNING:
             return None
         step = session.get_one(WorkflowStep, attempt.step_id)
-        key = f"workflows/{step.workflow_id}/{step.key}/{attempt_id}"
+        key = key_of(step.workflow_id, step.key, attempt_id)
         return Shelf(parts, step.workflow_id, step.id, attempt_id, key, lambda: db.transaction(url))
 
 

@@ -18,8 +18,7 @@ VERSION = re.compile(r"\d+(\.\d+)+")
 
 def of_deployment(parts: Parts) -> list[Choice]:
     """Every agent that the settings of this host choose, each once."""
-    chosen = choices.settle(parts.settings.choices())
-    return list(dict.fromkeys([chosen.coder, chosen.verifier, chosen.planner, *chosen.fallback]))
+    return choices.settle(parts.settings.choices()).everybody
 
 
 def require(parts: Parts, choice: Choice) -> None:
