@@ -47,8 +47,7 @@ def _route(action: Action) -> None:
         asked = _asked()
         settings: Settings = flask.current_app.extensions["settings"]
         app = flask.current_app.extensions["queue"]
-        known = find(workflow_id)
-        orm.session.remove()
+        known = _found(workflow_id)
         with db.transaction(settings.db_url) as session:
             actions.take(session, app, known, action, budget=settings.max_attempts, **asked)
         return _listed(known)
@@ -73,11 +72,8 @@ for each in Action:
 @blueprint.alt_response(409, description=REFUSED)
 def retry_step(workflow_id: str, key: str) -> Any:
     """Retry one failed step with a new budget."""
-    asked = _asked()
-    asked.pop("reason")
+    asked, known = _without_reason(), _found(workflow_id)
     settings: Settings = flask.current_app.extensions["settings"]
-    known = find(workflow_id)
-    orm.session.remove()
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
         actions.retry_step(session, app, known, key, budget=settings.max_attempts, **asked)
@@ -112,8 +108,7 @@ class DeadLetters(MethodView):
 @blueprint.alt_response(409, description="It is resolved already, or its workflow does not allow it or is at another version")
 def replay(letter_id: str) -> Any:
     """Retry the step of a dead letter with a new budget."""
-    asked, known = _asked(), _letter(letter_id)
-    asked.pop("reason")
+    asked, known = _without_reason(), _found(letter_id, DeadLetter.id, "dead letter", "dead-letters list")
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
@@ -128,16 +123,16 @@ def replay(letter_id: str) -> Any:
 @blueprint.alt_response(409, description="It is resolved already, or its workflow is at another version")
 def discard(letter_id: str) -> Any:
     """Close a dead letter; its step stays failed."""
-    asked, known = _asked(), _letter(letter_id)
-    asked.pop("reason")
+    asked, known = _without_reason(), _found(letter_id, DeadLetter.id, "dead letter", "dead-letters list")
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         actions.discard(session, known, **asked)
     return orm.session.get(DeadLetter, known)
 
 
-def _letter(prefix: str) -> str:
-    known = find(prefix, DeadLetter.id, "dead letter", "dead-letters list")
+def _found(prefix: str, *what: Any) -> str:
+    """The whole id, looked up in a transaction that has ended."""
+    known = find(prefix, *what)
     orm.session.remove()
     return known
 
@@ -162,6 +157,11 @@ def _asked() -> dict[str, Any]:
     if faults:
         raise BadInput("The request is wrong.", faults=faults, mend="Mend each.")
     return {"reason": reason, "version": version, "by": _by()}
+
+
+def _without_reason() -> dict[str, Any]:
+    """As `_asked`, for what keeps no reason."""
+    return {name: value for name, value in _asked().items() if name != "reason"}
 
 
 def _listed(workflow_id: str) -> Any:
