@@ -254,7 +254,7 @@ class AgentRun(Base):
     claimed: Mapped[dict[str, Any]] = mapped_column(default=dict)
     log_key: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime]
-    finished_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None] = mapped_column(index=True)  # those without an end are looked for at every heartbeat
 
 
 class Verdict(Base):

@@ -63,10 +63,9 @@ def tell(session: Session, run: AgentRun, attempt: StepAttempt, step: WorkflowSt
 
 def open_runs(session: Session) -> list[AgentRun]:
     """The runs without an end whose attempt or draft runs no more."""
-    attempts = select(StepAttempt.id).where(StepAttempt.state != AttemptState.RUNNING)
-    drafts = select(PlanDraft.id).where(PlanDraft.state != "running")
-    owned = or_(AgentRun.attempt_id.in_(attempts), AgentRun.draft_id.in_(drafts))
-    return list(session.scalars(select(AgentRun).where(AgentRun.finished_at.is_(None), owned)))
+    attempt = select(StepAttempt.id).where(StepAttempt.id == AgentRun.attempt_id, StepAttempt.state != AttemptState.RUNNING)
+    draft = select(PlanDraft.id).where(PlanDraft.id == AgentRun.draft_id, PlanDraft.state != "running")
+    return list(session.scalars(select(AgentRun).where(AgentRun.finished_at.is_(None), or_(attempt.exists(), draft.exists()))))
 
 
 def of_the_dead(session: Session, run_id: str, observed: Observed) -> bool:
