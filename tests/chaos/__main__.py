@@ -15,11 +15,11 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from celery import Celery
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 
 from hyperagent_common import db, plan, queue, settings, workflows
 from hyperagent_common.errors import DependencyDown
@@ -34,11 +34,15 @@ from tests.chaos.judge import Judge
 from tests.chaos.plans import plan as random_plan
 from tests.chaos.rig import LEASE, Rig
 
+T = TypeVar("T")
+
 GUARDS = ("lease", "fencing", "reconciler")
 AT_ONCE = 24
 PROJECTS = 4
 QUIET_SECONDS = 120.0
 STALL_SECONDS = 240.0
+PATIENCE = 300
+"""So often a question is asked again, a fifth of a second apart, while the database is away."""
 UNSENT = 10
 """Each so many plans one is committed and its messages are never sent: the API was killed in between."""
 
@@ -107,27 +111,35 @@ class Drive:
 
     def _moving(self) -> tuple[int, tuple[int, int]]:
         """How many workflows live, and what grows as long as anything moves: steps done, and workflows in all."""
-        for _ in range(300):
-            try:
-                with db.transaction(self.rig.url, reading=True) as session:
-                    live = select(func.count()).select_from(Workflow).where(Workflow.state.not_in(WORKFLOW_ENDED))
-                    done = select(func.count()).select_from(WorkflowStep).where(WorkflowStep.state == StepState.DONE)
-                    return session.scalar(live) or 0, (session.scalar(done) or 0, self.submitted)
-            except DependencyDown:
-                time.sleep(0.2)
-        raise TimeoutError("the database stays away")
+        live = select(func.count()).select_from(Workflow).where(Workflow.state.not_in(WORKFLOW_ENDED))
+        done = select(func.count()).select_from(WorkflowStep).where(WorkflowStep.state == StepState.DONE)
+        moving, ended = self._counted(live, done)
+        return moving, (ended, self.submitted)
+
+    def _counted(self, *questions: Select[tuple[int]]) -> list[int]:
+        def ask() -> list[int]:
+            with db.transaction(self.rig.url, reading=True) as session:
+                return [session.scalar(question) or 0 for question in questions]
+
+        return _patiently(ask)
 
     def _submit(self) -> None:
         document = random_plan(self.dice, min(9, self.steps - self.submitted))
         parsed, number = plan.parse(document), self.dice.randrange(PROJECTS)
-        unsent = self.plans % UNSENT == 0
-        with db.transaction(self.rig.url) as session:
-            workflows.submit(session, self.app, workflows.project(session, f"p{number}"), parsed, max_attempts=100)
-            if unsent:
-                session.info.clear()  # what hangs on the commit: the sending
-                self.faults.counts["submit_unsent"] += 1
+        _patiently(lambda: self._write(parsed, f"p{number}", f"chaos-{self.plans}", unsent=self.plans % UNSENT == 0))
         self.submitted += len(parsed.tasks)
         self.plans += 1
+
+    def _write(self, parsed: plan.Plan, project: str, key: str, *, unsent: bool) -> None:
+        """Submit under an idempotency key, as a client does who tries again: a commit whose answer was lost is not done twice."""
+        with db.transaction(self.rig.url) as session:
+            if session.scalar(select(Workflow.id).where(Workflow.idempotency_key == key)) is not None:
+                return
+            target = workflows.project(session, project)
+            workflows.submit(session, self.app, target, parsed, max_attempts=100, idempotency_key=key)
+            if unsent:
+                session.info.clear()  # what hangs on the commit: the sending
+        self.faults.counts["submit_unsent"] += unsent
 
     def _tell(self, done: int) -> None:
         """Where a long run stands, on standard error once a minute."""
@@ -141,12 +153,21 @@ class Drive:
         deadline = time.monotonic() + (15.0 if self.rig.env["CHAOS_WITHOUT"] else QUIET_SECONDS)
         while time.monotonic() < deadline:
             time.sleep(LEASE / 2)
-            with db.transaction(self.rig.url, reading=True) as session:
-                running = session.scalar(select(func.count()).where(StepAttempt.state == AttemptState.RUNNING)) or 0
+            (running,) = self._counted(select(func.count()).where(StepAttempt.state == AttemptState.RUNNING))
             left = [path for place in self.rig.places for path in place.glob("*")]
             if not running and not left:
                 time.sleep(LEASE)  # the reaper once more
                 return
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask again where the database is away, also where this machine stood still and the database cut the connection."""
+    for _ in range(PATIENCE):
+        try:
+            return ask()
+        except DependencyDown:
+            time.sleep(0.2)
+    raise TimeoutError("the database stays away")
 
 
 def chaos(

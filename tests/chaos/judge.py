@@ -7,7 +7,6 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -20,6 +19,7 @@ from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, StepState, Wo
 from hyperagent_common.storage import open_storage
 from hyperagent_tasks.gateway.client import GatewayClient
 from hyperagent_tasks.gitgate import GitGate
+from hyperagent_tasks.runners import leftovers
 from tests.chaos.rig import LEASE, Rig
 
 
@@ -203,13 +203,9 @@ class Judge:
         for box in self.rig.engine.containers() if self.rig.engine is not None else []:
             self.verdict.add("leaked", f"container {box[:12]} is left")
         mark = f"HYPERAGENT_HOME={self.rig.home}".encode()
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                said = path.read_bytes()
-            except OSError:
-                continue
-            if b"HYPERAGENT_SANDBOX=ha" in said and mark in said:
-                self.verdict.add("leaked", f"process {path.parent.name} still runs")
+        for pid, said in leftovers.environments():
+            if mark in said and any(word.startswith(b"HYPERAGENT_SANDBOX=ha") for word in said):
+                self.verdict.add("leaked", f"process {pid} still runs")
         self._refs(session)
 
     def _refs(self, session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 from hyperagent_common.errors import BadInput
+from hyperagent_tasks.runners import leftovers
 from tests import parts
 from tests.contract.runner_bench import Bench, make, only_process, real, socat, until
 
@@ -160,3 +162,25 @@ def test_a_worker_that_is_not_root_shares_a_workspace_and_removes_it(other_user:
     made.runner.remove_tree(made.ws.parent)
     assert list((other_user / "work").iterdir()) == []
     assert made.runner.reap(lambda labels: False) == []
+
+
+def test_a_process_that_ends_while_its_environment_is_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, said in (("11", b"A=1\0B=2\0"), ("12", b""), ("13", b"C=3\0"), ("self", b"D=4\0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environ").write_bytes(said)
+    (tmp_path / "14").mkdir()
+    whole = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.parent.name == "12":
+            raise ProcessLookupError(errno.ESRCH, "No such process", str(path))  # as Linux says of one that is ending
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert sorted(leftovers.environments(tmp_path)) == [(11, [b"A=1", b"B=2", b""]), (13, [b"C=3", b""])]
+
+
+def test_where_there_is_no_proc_nothing_is_read(tmp_path: Path) -> None:
+    assert list(leftovers.environments(tmp_path / "proc")) == []
