@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,15 @@ def plan_of(tasks: Sequence[dict[str, Any]], *, title: str = "A test plan", chec
             {"title": f"Do {t['id']}", "instructions": f"Do the step {t['id']}.", "checks": list(checks), **t} for t in tasks
         ],
     }
+
+
+def until(ask: Callable[[], Any], seconds: float) -> Any:
+    """What `ask` answers, once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+    return found
 
 
 def free_port() -> int:
@@ -101,6 +110,18 @@ class Host:
     def down(self) -> None:
         """Stop."""
         self.cli("down")
+
+    def await_node(self, seconds: float = 120) -> None:
+        """Wait until the host, asked anew, names nothing that would keep a workflow from being published: what it said before
+        its node was stopped is no word on the node that was started since."""
+
+        def well() -> bool:
+            said = self.get("/api/health/radicle?refresh=true")
+            named = [p for entry in (*said["hosts"], *said["projects"]) for p in entry["problems"] if p["blocking"]]
+            asked = said["hosts"] and all(host["node"]["running"] for host in said["hosts"])
+            return bool(asked) and not named and self.request("GET", "/readyz")[0] == 200
+
+        until(well, seconds)
 
     def register_example(self, name: str = "example") -> None:
         """The demo's example repository, registered as `name`."""

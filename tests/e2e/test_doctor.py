@@ -102,10 +102,7 @@ def test_a_stopped_node_is_named_and_the_api_refuses_before_anything_is_stored(h
         assert len(host.get("/api/v1/workflows")) == before
     finally:
         node.start()
-    deadline = time.monotonic() + 60
-    while host.request("GET", "/readyz")[0] != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    host.await_node()
 
 
 def _until_refused(host: Host) -> tuple[int, Any]:

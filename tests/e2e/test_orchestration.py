@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests import parts
+from tests import harness, parts
 from tests.harness import Host, plan_of
 from tests.liar_cases import speaks
 
@@ -43,13 +43,7 @@ def light(home: Path, **settings: object) -> Host:
 
 def until(ask: Any, seconds: float = 30) -> Any:
     """Wait for something true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = ask()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
+    return harness.until(ask, seconds)
 
 
 def step(host: Host, workflow_id: str, key: str) -> dict[str, Any]:
@@ -136,9 +130,9 @@ def test_a_gateway_that_is_down_costs_no_attempts(home: Path) -> None:
         gateway.suspend()
         try:
             workflow_id = host.submit(plan_of([{"id": "a"}]))
-            blocked = until(lambda: (s := step(host, workflow_id, "a"))["free_attempts"] >= 2 and s, 90)
-            assert "gateway" in blocked["reason"]
-            assert blocked["blocked_since"]
+            waits = until(lambda: (s := step(host, workflow_id, "a"))["free_attempts"] >= 2 and s["reason"] and s, 90)
+            assert "gateway" in waits["reason"]  # between two attempts: while one is under way there is none
+            assert waits["blocked_since"]
             waiting = host.get("/api/health/workflows")["stuck"]
             assert [entry["why"] for entry in waiting if entry["workflow_id"] == workflow_id] in (["waiting"], [])
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import parts
+from tests import harness, parts
 from tests.harness import Host, plan_of
 from tests.radicle_peer import Peer, peer_of
 
@@ -42,13 +42,7 @@ def peer(host: Host) -> Iterator[Peer]:
 
 def until(ask: Any, seconds: float = 90) -> Any:
     """Wait for something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = ask()
-        if found:
-            return found
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    return harness.until(ask, seconds)
 
 
 def health(host: Host, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hyperagent_tasks.parts import instance
-from tests import parts
+from tests import harness, parts
 from tests.harness import Host, plan_of
 from tests.radicle_peer import Peer, peer_reading
 
@@ -59,16 +59,12 @@ def node(host: Host) -> Iterator[Any]:
     made = parts.require_docker().containers.get(f"ha-radicle-{instance(type('S', (), {'home': host.home})())}")
     yield made
     made.start()
-    until(lambda: host.request("GET", "/readyz")[0] == 200)
+    host.await_node()
 
 
-def until(holds: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What `holds` answers, once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
+def until(ask: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait for what travels between nodes."""
+    return harness.until(ask, seconds)
 
 
 def heads(patch: dict[str, Any]) -> list[str]:
@@ -218,7 +214,7 @@ def test_what_an_unreachable_peer_missed_is_announced_by_itself(
     getattr(peer, how)()
     if how == "stop":
         node.restart(timeout=3)  # it would else believe in the connection for minutes
-        until(lambda: host.request("GET", "/readyz")[0] == 200)
+        host.await_node()
     try:
         workflow = host.run(plan_of(TASKS, checks=["python3 check.py"]))
         ours = well(host, workflow)

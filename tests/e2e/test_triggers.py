@@ -17,7 +17,7 @@ import pytest
 
 from hyperagent_common import db
 from hyperagent_common.forge_models import TriggerMark
-from tests import parts
+from tests import harness, parts
 from tests.harness import Host, plan_of
 from tests.radicle_peer import Peer, peer_of
 
@@ -58,13 +58,7 @@ def events(host: Host, name: str, outcome: str = "") -> list[dict[str, Any]]:
 
 def until(ask: Any, seconds: float = 90) -> Any:
     """Wait for something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = ask()
-        if found:
-            return found
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    return harness.until(ask, seconds)
 
 
 def first_look(host: Host) -> bool:
