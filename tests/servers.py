@@ -31,7 +31,7 @@ def answers(port: int) -> None:
     socket.create_connection(("127.0.0.1", port), timeout=1).close()
 
 
-def wait_for(ask: Callable[[], None], process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+def wait_for(ask: Callable[[], None], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
     """Wait until `ask` no longer raises; a process that ended, or the end of the time, is a failure."""
     deadline = time.monotonic() + seconds
     while True:

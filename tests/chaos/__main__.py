@@ -24,8 +24,8 @@ from sqlalchemy import Select, func, select
 from hyperagent_common import db, plan, queue, settings, workflows
 from hyperagent_common.errors import DependencyDown
 from hyperagent_common.ids import new_id
-from hyperagent_common.models import Project, StepAttempt, Workflow, WorkflowStep
-from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, ProjectState, StepState
+from hyperagent_common.models import Project, Workflow, WorkflowStep
+from hyperagent_common.states import WORKFLOW_ENDED, ProjectState, StepState
 from hyperagent_tasks import example
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.projects import register
@@ -43,6 +43,8 @@ QUIET_SECONDS = 120.0
 STALL_SECONDS = 240.0
 PATIENCE = 300
 """So often a question is asked again, a fifth of a second apart, while the database is away."""
+ZOMBIES = 0.08
+"""How likely a worker stands still at a named point where nothing is fenced off: so often that a short run shows what it does."""
 UNSENT = 10
 """Each so many plans one is committed and its messages are never sent: the API was killed in between."""
 
@@ -153,11 +155,13 @@ class Drive:
         deadline = time.monotonic() + (15.0 if self.rig.env["CHAOS_WITHOUT"] else QUIET_SECONDS)
         while time.monotonic() < deadline:
             time.sleep(LEASE / 2)
-            (running,) = self._counted(select(func.count()).where(StepAttempt.state == AttemptState.RUNNING))
-            left = [path for place in self.rig.places for path in place.glob("*")]
-            if not running and not left:
-                time.sleep(LEASE)  # the reaper once more
+            if not _patiently(lambda: self.judge().left()):
                 return
+
+    def judge(self) -> Judge:
+        """A judge of this run, who has seen nothing yet."""
+        submitted = (self.plans, self.submitted)
+        return Judge(self.rig, skewed=self.faults.skewed, cancelled=self.faults.cancelled, submitted=submitted)
 
 
 def _patiently(ask: Callable[[], T]) -> T:
@@ -183,16 +187,18 @@ def chaos(
 ) -> dict[str, Any]:
     """One run; its verdict with a few sentences of each damage."""
     began = time.monotonic()
-    rig = Rig(seed=seed, without=tuple(without), sandbox=sandbox, kill=0.006, stop=0.012)
+    stop = ZOMBIES if "fencing" in without else 0.012
+    rig = Rig(seed=seed, without=tuple(without), sandbox=sandbox, kill=0.006, stop=stop)
     stall = stall or (STALL_SECONDS / 4 if without else STALL_SECONDS)
     drive = Drive(rig, steps=steps, seed=seed, every=every, stall=stall, seconds=seconds)
     try:
         drive.prepare()
         drive.run()
         faults = drive.faults.told()  # what workers noted of themselves goes with the directory
-        verdict = Judge(rig, skewed=drive.faults.skewed, cancelled=drive.faults.cancelled).judge()
+        verdict = _patiently(lambda: drive.judge().judge())
     except BaseException:
-        print(rig.tail(), file=sys.stderr)
+        keep = True
+        print(rig.tail(), f"--- kept: {rig.root}", sep="\n", file=sys.stderr)
         raise
     finally:
         rig.end()

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import redis
 from celery import Celery
+from kombu.exceptions import OperationalError
 from sqlalchemy import func, or_, select
 
 from hyperagent_common import actions, db, queue
@@ -46,6 +47,8 @@ class Faults:
         ]  # fmt: skip
         if rig.engine is not None:
             self.kinds.append((3, self.restart_engine))
+        if "reconciler" in rig.without:  # both do its work: what is resumed is sent again, and what is cancelled is not stuck
+            self.kinds = [(weight, kind) for weight, kind in self.kinds if kind not in (self.pause_and_resume, self.cancel)]
         self._first = [kind for _, kind in self.kinds]  # each once, so that a short run has seen all
         self.dice.shuffle(self._first)
 
@@ -53,7 +56,7 @@ class Faults:
         """One fault; where the database is away in this moment, none."""
         weights = [weight for weight, _ in self.kinds]
         fault = self._first.pop() if self._first else self.dice.choices([kind for _, kind in self.kinds], weights)[0]
-        with contextlib.suppress(DependencyDown, redis.RedisError, Conflict):
+        with contextlib.suppress(DependencyDown, redis.RedisError, OperationalError, Conflict):
             if fault():
                 self.counts[fault.__name__] += 1
 

@@ -7,9 +7,10 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from hyperagent_common import db
@@ -19,6 +20,7 @@ from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, StepState, Wo
 from hyperagent_common.storage import open_storage
 from hyperagent_tasks.gateway.client import GatewayClient
 from hyperagent_tasks.gitgate import GitGate
+from hyperagent_tasks.gitgate.commands import git
 from hyperagent_tasks.runners import leftovers
 from tests.chaos.rig import LEASE, Rig
 
@@ -41,14 +43,15 @@ class Verdict:
 class Judge:
     """Judges one rig; `skewed` steps had their lease moved by the harness, so that two attempts of them may overlap."""
 
-    def __init__(self, rig: Rig, *, skewed: set[str], cancelled: set[str]) -> None:
-        self.rig, self.skewed, self.cancelled = rig, skewed, cancelled
+    def __init__(self, rig: Rig, *, skewed: set[str], cancelled: set[str], submitted: tuple[int, int] | None = None) -> None:
+        self.rig, self.skewed, self.cancelled, self.submitted = rig, skewed, cancelled, submitted
         self.gate = GitGate(rig.home / "repos")
         self.verdict = Verdict()
 
     def judge(self) -> Verdict:
         """Everything."""
         with db.transaction(self.rig.url, reading=True) as session:
+            self._rows(session)
             patches = self._forge()
             for workflow in session.scalars(select(Workflow).order_by(Workflow.id)):
                 self._workflow(session, workflow, patches)
@@ -57,6 +60,18 @@ class Judge:
             self._artifacts(session)
             self._leaks(session)
         return self.verdict
+
+    def left(self) -> list[str]:
+        """What is still held now, a sentence each."""
+        with db.transaction(self.rig.url, reading=True) as session:
+            self._leaks(session)
+        return self.verdict.found["leaked"]
+
+    def _rows(self, session: Session) -> None:
+        """Nothing that was submitted is gone from the database."""
+        held = tuple(session.scalar(select(func.count()).select_from(table)) or 0 for table in (Workflow, WorkflowStep))
+        if self.submitted is not None and held != self.submitted:
+            self.verdict.add("lost", f"(workflows, steps): {self.submitted} were submitted, {held} are there")
 
     def _workflow(self, session: Session, workflow: Workflow, patches: dict[str, Any]) -> None:
         name = f"workflow {workflow.id}"
@@ -90,6 +105,10 @@ class Judge:
         for step_id, count in held.items():
             if count > 1:
                 self.verdict.add("duplicated", f"{name}: {count} commits of step {step_id}")
+            if step_id not in {step.id for step in workflow.steps}:
+                self.verdict.add("duplicated", f"{name}: {count} commits of {step_id}, which is no step of it")
+        if made:
+            self._content(name, self.gate.trusted(project), str(workflow.base_commit), str(workflow.head), len(made))
         places = {info.step: place for place, info in enumerate(made)}
         for step in wanted:
             for need in workflow.steps:
@@ -97,6 +116,16 @@ class Judge:
                 if late:
                     self.verdict.add("lost", f"{name}: {step.key} was committed before {need.key}, which it needs")
         self._patch(workflow, [info.commit for info in made], patches)
+
+    def _content(self, name: str, repo: Path, base: str, head: str, commits: int) -> None:
+        """Each commit brings a file of its step's own, and the head still has all of them: no merge took any back."""
+        brought = git(repo, "log", "--first-parent", "--format=", "--name-only", "--diff-filter=A", f"{base}..{head}", "--").text
+        there = git(repo, "ls-tree", "--name-only", "-z", head).text.split("\0")
+        own = [line for line in brought.splitlines() if line.startswith("made-")]
+        for path in set(own) - set(there):
+            self.verdict.add("lost", f"{name}: {path}, which a step made, is not in its head")
+        if len(set(own)) != commits:
+            self.verdict.add("lost", f"{name}: its {commits} commits brought {len(set(own))} files of their own")
 
     def _patch(self, workflow: Workflow, made: list[str], patches: dict[str, Any]) -> None:
         name, heads = f"workflow {workflow.id}", set(made)
@@ -128,6 +157,11 @@ class Judge:
         told = Counter(session.scalars(select(RunnerEvent.step_id).where(RunnerEvent.kind == "step.done")))
         for step_id in {key for counts in (good, told) for key, count in counts.items() if count > 1}:
             self.verdict.add("duplicated", f"step {step_id} was finished {max(good[step_id], told[step_id])} times")
+        fences = dict(session.execute(select(WorkflowStep.id, WorkflowStep.fence)).all())
+        for a in attempts:
+            if a.state == AttemptState.SUCCEEDED and a.fence != fences[a.step_id]:
+                self.verdict.add("duplicated", f"step {a.step_id}: attempt {a.number} ended it after it was fenced off")
+        self._cancelled_then_done(session)
         alive: dict[str, Any] = {}
         beats = select(RunnerEvent.attempt_id, RunnerEvent.at).where(RunnerEvent.kind == "step.heartbeat")
         for attempt_id, at in session.execute(beats.order_by(RunnerEvent.at)):
@@ -138,6 +172,13 @@ class Judge:
             lost = a.state == AttemptState.ABANDONED and a.error_type == "lease-lost" and after is not None
             if lost and a.step_id not in self.skewed and after < alive.get(a.id, a.started_at) + timedelta(seconds=LEASE):
                 self.verdict.add("duplicated", f"step {a.step_id}: attempt {a.number} was overtaken while its lease held")
+
+    def _cancelled_then_done(self, session: Session) -> None:
+        told = select(RunnerEvent.workflow_id, RunnerEvent.id)
+        cancelled = dict(session.execute(told.where(RunnerEvent.kind == "workflow.cancelled")).all())
+        for workflow_id, number in session.execute(told.where(RunnerEvent.kind == "step.done")):
+            if number > cancelled.get(workflow_id, 1 << 62):
+                self.verdict.add("duplicated", f"workflow {workflow_id}: a step was done after it was cancelled")
 
     def _events(self, session: Session) -> None:
         """What was told agrees with what is: each attempt claimed once, under growing fences, after what its step needs."""

@@ -30,6 +30,7 @@ class Rig:
     """Everything one run of chaos needs, below one directory, ended by itself."""
 
     def __init__(self, *, seed: int, without: tuple[str, ...] = (), sandbox: str = "process", kill: float, stop: float) -> None:
+        self.without = without
         self.root = (MEMORY if sandbox == "process" and _roomy(MEMORY) else Path("/tmp")) / f"ha-chaos-{uuid.uuid4().hex[:6]}"
         self.home = self.root / "home"
         (self.home / "run").mkdir(parents=True, mode=0o700)

@@ -9,26 +9,39 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from billiard.process import current_process
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, workflows
 from hyperagent_common.models import WorkflowStep
 from hyperagent_tasks import claims, failpoints, upkeep
+from hyperagent_tasks.agents import null
 
 WITHOUT = set(filter(None, os.environ.get("CHAOS_WITHOUT", "").split(",")))
 KILL, STOP = float(os.environ.get("CHAOS_KILL", "0")), float(os.environ.get("CHAOS_STOP", "0"))
 HOME = Path(os.environ["HYPERAGENT_HOME"])
 _dice: dict[int, random.Random] = {}
 
+CHANGES = r"""
+n=$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')
+echo "$n" >"made-$n"
+case $n in [0-3]*) printf 'def add(a, b):\n    return a + b\n# %s\n' "$n" >calc.py ;; esac
+"""
+"""What the null agent does here: a file of its own, which must be in the end, and in a quarter of all runs the one file that
+the others change too. So the steps of a fan are merged, and now and then in conflict."""
+
 
 def accident(name: str) -> None:
     """At a named point: go on, take a nap, be killed, or be stopped for longer than a lease holds."""
-    dice = _dice.setdefault(os.getpid(), random.Random(f"{os.environ.get('CHAOS_SEED')}-{os.getpid()}"))
+    dice = _dice.get(os.getpid())
+    if dice is None:
+        dice = _dice[os.getpid()] = random.Random(f"{os.environ.get('CHAOS_SEED')}-{_which_process()}")
     roll = dice.random()
     if roll < KILL:
         note(f"kill:{name}", os.getpid())
@@ -38,6 +51,18 @@ def accident(name: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif roll < 2 * (KILL + STOP):
         time.sleep(dice.random() * 0.3)
+
+
+def _which_process() -> str:
+    """The worker's name, how often it was started, and which of its children this is: the same for the same seed."""
+    return f"{NODE}-{START}-{current_process().name}"
+
+
+def _started() -> int:
+    """How often the worker of this name was started, this time included."""
+    with (HOME / f"started-{NODE}").open("ab") as file:
+        file.write(b".")
+        return file.tell()
 
 
 def note(kind: str, pid: int) -> None:
@@ -68,6 +93,9 @@ def _switch_off() -> None:
 
 
 _switch_off()
+NODE = sys.argv[sys.argv.index("-n") + 1] if "-n" in sys.argv else "none"
+START = _started()
+null.SCRIPT = CHANGES
 failpoints.failpoint = accident
 from hyperagent_tasks import worker  # noqa: E402  # it takes `failpoint` by name
 

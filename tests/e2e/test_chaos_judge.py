@@ -35,8 +35,8 @@ from tests.chaos.rig import Rig
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    """A rig on which a few workflows ended without any fault; the processes still run."""
+def drive() -> Iterator[Drive]:
+    """A few workflows that ended without any fault; the processes still run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CI", "true")
         made = Rig(seed=1, kill=0, stop=0)
@@ -44,10 +44,16 @@ def rig() -> Iterator[Rig]:
             drive = Drive(made, steps=8, seed=1, every=1e6, stall=240)
             drive.prepare()
             drive.run()
-            yield made
+            yield drive
         finally:
             made.end()
             shutil.rmtree(made.root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def rig(drive: Drive) -> Rig:
+    """What they ended on."""
+    return drive.rig
 
 
 def test_a_restart_ends_the_server_that_answers(rig: Rig) -> None:
@@ -125,14 +131,29 @@ def lost_commit(rig: Rig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def step_twice(rig: Rig) -> Iterator[None]:
-    """A second commit of a step on the branch."""
+def another_head(rig: Rig, parent: str, tree: str, step: str = "") -> Iterator[None]:
+    """The branch ends with another commit, of its last step or of another."""
     workflow = whole(rig)
     repo = repository(rig, workflow)
-    said = git(repo, "log", "-1", "--format=%B", str(workflow.head))
-    made = git(repo, "commit-tree", "-p", str(workflow.head), f"{workflow.head}^{{tree}}", said=said)
+    said = f"x\n\nHyperagent-Step: {step}" if step else git(repo, "log", "-1", "--format=%B", str(workflow.head))
+    made = git(repo, "commit-tree", "-p", git(repo, "rev-parse", f"{workflow.head}{parent}"), f"{tree}^{{tree}}", said=said)
     with changed(rig, Workflow, workflow.id, head=made):
         yield
+
+
+def step_twice(rig: Rig) -> AbstractContextManager[None]:
+    """A second commit of a step on the branch."""
+    return another_head(rig, "", str(whole(rig).head))
+
+
+def foreign_commit(rig: Rig) -> AbstractContextManager[None]:
+    """A commit on the branch that none of its steps made."""
+    return another_head(rig, "", str(whole(rig).head), new_id())
+
+
+def lost_content(rig: Rig) -> AbstractContextManager[None]:
+    """The last commit holds nothing of what its step and those before it made."""
+    return another_head(rig, "~1", str(whole(rig).base_commit))
 
 
 def patch_twice(rig: Rig) -> AbstractContextManager[None]:
@@ -161,16 +182,27 @@ def artifact(rig: Rig, data: bytes | None) -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def finished_twice(rig: Rig) -> Iterator[None]:
-    """A second event says that a step is done."""
+def told(rig: Rig, *kinds: EventKind) -> Iterator[None]:
+    """Events of a step besides those it had."""
+    made = []
     with db.transaction(rig.url) as session:
         step = session.scalars(select(WorkflowStep)).first()
-        made = events.record(session, EventKind.STEP_DONE, step=step)
+        for kind in kinds:
+            made.append(events.record(session, kind, step=step))
+            session.flush()
     try:
         yield
     finally:
         with db.transaction(rig.url) as session:
-            session.delete(session.merge(made))
+            for entry in made:
+                session.delete(session.merge(entry))
+
+
+def fenced_off(rig: Rig) -> AbstractContextManager[None]:
+    """A step that was ended by an attempt of which its fence says that it was overtaken."""
+    with db.transaction(rig.url, reading=True) as session:
+        key = session.scalars(select(StepAttempt.id).where(StepAttempt.state == AttemptState.SUCCEEDED)).first()
+    return changed(rig, StepAttempt, str(key), fence=0)
 
 
 def open_attempt(rig: Rig) -> AbstractContextManager[None]:
@@ -263,11 +295,15 @@ def stuck(rig: Rig) -> AbstractContextManager[None]:
 DAMAGE: list[tuple[str, Callable[[Rig], AbstractContextManager[None]], str]] = [
     ("lost", lost_commit, "cannot be read"),
     ("duplicated", step_twice, "2 commits of step"),
+    ("duplicated", foreign_commit, "is no step of it"),
+    ("lost", lost_content, "files of their own"),
     ("duplicated", patch_twice, "2 patches"),
     ("lost", lost_patch, "no patch"),
     ("lost", lambda rig: artifact(rig, b"other"), "other bytes"),
     ("lost", lambda rig: artifact(rig, None), "holds nothing"),
-    ("duplicated", finished_twice, "finished 2 times"),
+    ("duplicated", lambda rig: told(rig, EventKind.STEP_DONE), "finished 2 times"),
+    ("duplicated", lambda rig: told(rig, EventKind.WORKFLOW_CANCELLED, EventKind.STEP_DONE), "done after it was cancelled"),
+    ("duplicated", fenced_off, "after it was fenced off"),
     ("leaked", open_attempt, "still open"),
     ("leaked", open_lease, "still open"),
     ("leaked", left_process, "still runs"),
@@ -279,14 +315,24 @@ DAMAGE: list[tuple[str, Callable[[Rig], AbstractContextManager[None]], str]] = [
 ]
 
 
-def test_a_run_without_faults_has_no_damage(rig: Rig) -> None:
-    assert judged(rig) == {}
+def test_a_run_without_faults_has_no_damage(drive: Drive) -> None:
+    assert judged(drive.rig) == {}
+    assert not any(drive.judge().judge().counts().values())
 
 
-@pytest.mark.parametrize(("kind", "damage", "told"), DAMAGE, ids=[f"{n}-{kind}" for n, (kind, _, _) in enumerate(DAMAGE)])
+def test_a_workflow_that_is_gone_is_lost(drive: Drive) -> None:
+    drive.plans += 1
+    try:
+        found = drive.judge().judge().found
+    finally:
+        drive.plans -= 1
+    assert any("were submitted" in sentence for sentence in found["lost"])
+
+
+@pytest.mark.parametrize(("kind", "damage", "named"), DAMAGE, ids=[f"{n}-{kind}" for n, (kind, _, _) in enumerate(DAMAGE)])
 def test_damage_done_on_purpose_is_counted(
-    rig: Rig, kind: str, damage: Callable[[Rig], AbstractContextManager[None]], told: str
+    rig: Rig, kind: str, damage: Callable[[Rig], AbstractContextManager[None]], named: str
 ) -> None:
     with damage(rig):
         found = judged(rig)
-    assert any(told in sentence for sentence in found.get(kind, [])), found
+    assert any(named in sentence for sentence in found.get(kind, [])), found
