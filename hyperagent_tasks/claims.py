@@ -202,7 +202,7 @@ class Lease(leases.Keeper):
 
 
 def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
-    """The step is done: write it, queue what follows in its segment, tell the event."""
+    """The step is done: write it, queue what that made ready, tell the event."""
     with fenced(url, claim, whole=True) as (session, step):
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
@@ -212,7 +212,7 @@ def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
         took = claim.age(moment)
         events.record(session, EventKind.STEP_DONE, step=step, attempt=attempt, latency=took, at=moment, commit=commit)
         session.flush()
-        workflows.queue_following(session, workflow, step, moment)
+        workflows.queue_following(session, app, workflow, step, moment)
 
 
 def release(url: str, claim: Claim, error: HyperagentError) -> None:
