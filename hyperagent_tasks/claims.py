@@ -7,7 +7,6 @@ where the fencing number is no longer ours.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from hyperagent_common import db, events, workflows
 from hyperagent_common.errors import (
     BudgetSpent,
     DependencyDown,
-    DiskFull,
     HyperagentError,
     LeaseLost,
     Permanent,
@@ -33,17 +31,11 @@ from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
-from hyperagent_tasks import leases
+from hyperagent_tasks import leases, trouble
 
 log = logging.getLogger(__name__)
 OUTAGES = (ProviderDown, PushFailed)
 """What fails at somebody else's: it costs attempts, but the last one is not spent before `outage` seconds have passed."""
-
-HOST: dict[int | None, type[DependencyDown]] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), DiskFull),
-    **dict.fromkeys((errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM), DependencyDown),
-}
-"""A host in trouble is no fault of its step: another host may take it, and it waits at no cost."""
 
 
 @dataclass(frozen=True)
@@ -368,9 +360,7 @@ def fail(
 
 def _named(error: BaseException, claim: Claim, patience: float, outage: float) -> BaseException:
     """The error as one of ours; a Transient without attempts (or patience) left will not pass any more."""
-    if isinstance(error, OSError) and error.errno in HOST:
-        told = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        error = HOST[error.errno](f"This host cannot go on: {told}.", mend="Look at its disk, memory and limits.")
+    error = trouble.named(error) or error
     if isinstance(error, DependencyDown):
         if claim.waited <= patience:
             return error

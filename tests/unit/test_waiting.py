@@ -70,6 +70,18 @@ def test_a_host_in_trouble_is_waited_for_and_is_no_fault_of_the_step(
     assert "trouble: /x" in str(row.reason)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), RuntimeError("can't start new thread"), MemoryError()],
+)
+def test_a_host_without_room_for_another_process_or_thread_is_no_fault_of_the_step(url: str, app: Sent, error: Exception) -> None:
+    workflow_id = submitted(url, app, LINE)
+    told = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), error)
+    assert type(told) is DependencyDown
+    row = steps(url, workflow_id)["a"]
+    assert (row.state, row.free_attempts) == (StepState.QUEUED, 1)
+
+
 def test_a_file_that_is_not_there_is_still_a_fault_of_ours(url: str, app: Sent) -> None:
     workflow_id = submitted(url, app, LINE)
     told = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), FileNotFoundError(errno.ENOENT, "no", "/x"))
