@@ -248,3 +248,18 @@ def test_what_git_says_of_the_work_itself_is_no_trouble_of_the_host(
     breaking(bench, monkeypatch, "fsck", does)
     with pytest.raises(IntakeRefused, match="not sound"):
         bench.take(bundle)
+
+
+def test_a_git_that_hangs_in_the_system_hides_no_error() -> None:
+    class Hanging:
+        """A process that not even SIGKILL ends."""
+
+        pid, stdout, stderr = 2**22 + 1, None, None
+        poll = kill = staticmethod(lambda: None)
+
+        @staticmethod
+        def wait(seconds: float) -> int:
+            """In vain."""
+            raise subprocess.TimeoutExpired("git", seconds)
+
+    commands._end(Hanging())  # type: ignore[arg-type]
