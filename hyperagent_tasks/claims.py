@@ -30,8 +30,9 @@ from hyperagent_common.errors import (
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.settings import Settings
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
-from hyperagent_tasks import leases, trouble
+from hyperagent_tasks import leases, publishers, trouble
 
 log = logging.getLogger(__name__)
 OUTAGES = (ProviderDown, PushFailed)
@@ -253,15 +254,19 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
             workflows.send(session, app, workflow, step)
 
 
-def forward(url: str, app: Celery, claim: Claim, to: str, patience: float) -> None:
-    """The step's commit is made; what is left is for the host `to`, at no cost. Raises `DependencyDown` after `patience`."""
-    if claim.waited > patience:
-        raise DependencyDown(f"The host {to}, which publishes this project, does not take the step.", mend="Start its worker.")
-    with fenced(url, claim, whole=True) as (session, step):
+def forward(settings: Settings, app: Celery, claim: Claim, to: str) -> None:
+    """The step's commit is made; what is left is for the host `to`, at no cost. Where that works it takes the step sooner or
+    later; raises `DependencyDown` where it was waited for in vain for `dependency_patience` seconds."""
+    with fenced(settings.db_url, claim, whole=True) as (session, step):
+        works = publishers.works(session, settings, to)
+        if not works and claim.waited > settings.dependency_patience:
+            raise DependencyDown(
+                f"The host {to}, which publishes this project, does not take the step.", mend="Start its worker."
+            )
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
         step.free_attempts += 1
-        step.blocked_since = claim.blocked(moment)
+        step.blocked_since = None if works else claim.blocked(moment)
         step.reason = f"Waits for the host {to}, which publishes this project."
         attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
         attempt.error_type, attempt.reason = "forwarded", step.reason

@@ -319,8 +319,8 @@ LIMITS = Limits(requeue_after=60, backoff_max=30)
 moments = st.none() | st.integers(-100_000, 100_000).map(lambda s: NOW + timedelta(seconds=s))
 stuck = st.builds(
     Stuck, step_id=st.just("s"), workflow_id=st.just("w"), state=st.sampled_from(list(StepState)),
-    generation=st.integers(0, 9), fence=st.integers(0, 9), queued_at=moments, sent_at=moments, lease_until=moments, began=moments,
-    attempts=st.integers(0, 9), budget=st.integers(1, 9), may_take=st.just(3600.0),
+    generation=st.integers(0, 9), fence=st.integers(0, 9), queued_at=moments, sent_at=moments, lease_until=moments, late=moments,
+    attempts=st.integers(0, 9), budget=st.integers(1, 9), committed=st.booleans(),
 )  # fmt: skip
 
 
@@ -329,7 +329,7 @@ def test_the_decision_touches_only_what_moves_and_never_a_step_that_is_well(step
     action = upkeep.decide([step], NOW, LIMITS).get("s")
     if step.state not in (StepState.QUEUED, StepState.RUNNING):
         assert action is None
-    if step.state is StepState.RUNNING and step.lease_until and step.lease_until >= NOW and (step.began or NOW) >= NOW:
+    if step.state is StepState.RUNNING and step.lease_until and step.lease_until >= NOW and (step.late or NOW) >= NOW:
         assert action is None
     if step.state is StepState.QUEUED and step.sent_at and step.sent_at >= NOW - timedelta(seconds=60):
         assert action is None
