@@ -37,6 +37,9 @@ POSTGRES = {
 }
 """How we connect: a server that is gone, a lock that is never let go, are errors in bounded time and not a wait."""
 
+READ_ONLY = "25006"
+"""PostgreSQL's code for a write in a transaction that may only read."""
+
 
 @lru_cache(maxsize=8)
 def engine(url: str) -> Engine:
@@ -53,8 +56,9 @@ def engine(url: str) -> Engine:
 
 def _distrust(context: ExceptionContext) -> None:
     """A connection whose ping fails is made anew, whatever the driver says of it: where the server ends in the middle of the
-    ping, psycopg tells of its own state and not of the server."""
-    if context.is_pre_ping:
+    ping, psycopg tells of its own state and not of the server. So is one to a server that takes no writes: it answers every
+    ping, but it is a standby, and the primary is elsewhere now."""
+    if context.is_pre_ping or getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
 
 

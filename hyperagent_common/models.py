@@ -205,7 +205,8 @@ class WorkflowStep(Base):
 
 
 class StepAttempt(Base):
-    """One try of a step by one worker under one fencing number."""
+    """One try of a step by one worker under one fencing number. `deadline`: when its worker ends it; None until that has read
+    the step."""
 
     __tablename__ = "step_attempt"
     __table_args__ = (UniqueConstraint("step_id", "fence"), CheckConstraint(_in("state", AttemptState), name="state"))
@@ -219,6 +220,7 @@ class StepAttempt(Base):
     forge: Mapped[str | None] = mapped_column(String(16))
     base_commit: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[datetime]
+    deadline: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     error_type: Mapped[str | None] = mapped_column(String(32))
     reason: Mapped[str | None] = mapped_column(Text)

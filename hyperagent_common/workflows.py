@@ -138,9 +138,13 @@ def advance(session: Session, app: Celery, workflow_id: str) -> None:
     if workflow.state in states.WORKFLOW_ENDED:
         return
     moment = db.now(session)
+    _enqueue_ready(session, app, workflow, moment)
+    _settle(session, workflow, moment)
+
+
+def _enqueue_ready(session: Session, app: Celery, workflow: Workflow, moment: datetime) -> None:
     for key in states.ready(views(workflow)) if workflow.state == WorkflowState.RUNNING else ():
         enqueue(session, app, workflow, key, moment)
-    _settle(session, workflow, moment)
 
 
 def enqueue(session: Session, app: Celery, workflow: Workflow, key: str, moment: datetime) -> None:
@@ -164,14 +168,16 @@ def send(session: Session, app: Celery, workflow: Workflow, head: WorkflowStep, 
     db.after_commit(session, lambda: queue.send_segment(app, workflow.id, links, **({"to": to} if to else {})))
 
 
-def queue_following(session: Session, workflow: Workflow, done: WorkflowStep, moment: datetime) -> None:
-    """Queue the step that follows `done` in its segment; the chain under way carries its message. Not while paused."""
+def queue_following(session: Session, app: Celery, workflow: Workflow, done: WorkflowStep, moment: datetime) -> None:
+    """Queue every step that `done` made ready: the one that follows it in its segment, whose message the chain under way
+    carries, and the heads of other segments, which are sent. Not while paused. The workflow must be locked."""
     if workflow.state != WorkflowState.RUNNING:
         return
     following: Sequence[str] = states.segment(views(workflow), done.key)[1:2]
     for step in workflow.steps:
         if step.key in following and step.state == StepState.PENDING:
             mark_queued(session, step, moment)
+    _enqueue_ready(session, app, workflow, moment)
 
 
 def _settle(session: Session, workflow: Workflow, moment: datetime) -> None:

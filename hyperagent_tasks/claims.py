@@ -7,7 +7,6 @@ where the fencing number is no longer ours.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from hyperagent_common import db, events, workflows
 from hyperagent_common.errors import (
     BudgetSpent,
     DependencyDown,
-    DiskFull,
     HyperagentError,
     LeaseLost,
     Permanent,
@@ -32,18 +30,13 @@ from hyperagent_common.errors import (
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import DeadLetter, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.settings import Settings
 from hyperagent_common.states import AttemptState, StepState, WorkflowState
-from hyperagent_tasks import leases
+from hyperagent_tasks import leases, publishers, trouble
 
 log = logging.getLogger(__name__)
 OUTAGES = (ProviderDown, PushFailed)
 """What fails at somebody else's: it costs attempts, but the last one is not spent before `outage` seconds have passed."""
-
-HOST: dict[int | None, type[DependencyDown]] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), DiskFull),
-    **dict.fromkeys((errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM), DependencyDown),
-}
-"""A host in trouble is no fault of its step: another host may take it, and it waits at no cost."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +195,7 @@ class Lease(leases.Keeper):
 
 
 def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
-    """The step is done: write it, queue what follows in its segment, tell the event."""
+    """The step is done: write it, queue what that made ready, tell the event."""
     with fenced(url, claim, whole=True) as (session, step):
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
@@ -212,7 +205,7 @@ def finish(url: str, app: Celery, claim: Claim, commit: str | None) -> None:
         took = claim.age(moment)
         events.record(session, EventKind.STEP_DONE, step=step, attempt=attempt, latency=took, at=moment, commit=commit)
         session.flush()
-        workflows.queue_following(session, workflow, step, moment)
+        workflows.queue_following(session, app, workflow, step, moment)
 
 
 def release(url: str, claim: Claim, error: HyperagentError) -> None:
@@ -261,15 +254,19 @@ def hand_over(url: str, app: Celery, claim: Claim) -> None:
             workflows.send(session, app, workflow, step)
 
 
-def forward(url: str, app: Celery, claim: Claim, to: str, patience: float) -> None:
-    """The step's commit is made; what is left is for the host `to`, at no cost. Raises `DependencyDown` after `patience`."""
-    if claim.waited > patience:
-        raise DependencyDown(f"The host {to}, which publishes this project, does not take the step.", mend="Start its worker.")
-    with fenced(url, claim, whole=True) as (session, step):
+def forward(settings: Settings, app: Celery, claim: Claim, to: str) -> None:
+    """The step's commit is made; what is left is for the host `to`, at no cost. Where that works it takes the step sooner or
+    later; raises `DependencyDown` where it was waited for in vain for `dependency_patience` seconds."""
+    with fenced(settings.db_url, claim, whole=True) as (session, step):
+        works = publishers.works(session, settings, to)
+        if not works and claim.waited > settings.dependency_patience:
+            raise DependencyDown(
+                f"The host {to}, which publishes this project, does not take the step.", mend="Start its worker."
+            )
         workflow = session.get_one(Workflow, claim.workflow_id)
         moment = db.now(session)
         step.free_attempts += 1
-        step.blocked_since = claim.blocked(moment)
+        step.blocked_since = None if works else claim.blocked(moment)
         step.reason = f"Waits for the host {to}, which publishes this project."
         attempt = _close_attempt(session, claim, AttemptState.ABANDONED, moment)
         attempt.error_type, attempt.reason = "forwarded", step.reason
@@ -368,9 +365,7 @@ def fail(
 
 def _named(error: BaseException, claim: Claim, patience: float, outage: float) -> BaseException:
     """The error as one of ours; a Transient without attempts (or patience) left will not pass any more."""
-    if isinstance(error, OSError) and error.errno in HOST:
-        told = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        error = HOST[error.errno](f"This host cannot go on: {told}.", mend="Look at its disk, memory and limits.")
+    error = trouble.named(error) or error
     if isinstance(error, DependencyDown):
         if claim.waited <= patience:
             return error

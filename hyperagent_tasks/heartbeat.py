@@ -20,7 +20,7 @@ from hyperagent_common import db, settings, telemetry
 from hyperagent_common.errors import DependencyDown
 from hyperagent_common.models import Worker
 from hyperagent_tasks import checks, reaper
-from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.parts import Parts, instance
 
 log = logging.getLogger(__name__)
 ASK_PARENT_SECONDS = 1.0
@@ -75,7 +75,7 @@ def beat(parts: Parts, name: str, *, stopped: bool = False) -> None:
     found = [] if stopped else checks.examine(parts)
     faults = [{"check": c.name, "message": c.message, "mend": c.mend} for c in found if not c.ok]
     known = not stopped and all(c.name != "parts" for c in found)
-    said: dict[str, Any] = dict(parts.chosen.__dict__) if known else {}
+    said: dict[str, Any] = {**parts.chosen.__dict__, "instance": instance(parts.settings)} if known else {}
     with db.transaction(parts.settings.db_url) as session:
         row = session.get(Worker, name)
         moment = db.now(session)

@@ -1,7 +1,8 @@
 """The only reader of directories an agent could write: no link is followed, nothing but plain files comes out, within limits.
 
 `take` copies a directory's files and notes what it refused; `read_small` and `copy_file` read one known file. A name that changes
-under the reader, a link, a pipe or a growing file is a refusal, never an error and never a read outside the directory.
+under the reader, a link, a pipe or a growing file is a refusal, never an error and never a read outside the directory. Only
+a host in trouble (too many open files, a disk that fails) is an error: that says nothing of what the agent left.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperagent_common.errors import DependencyDown, IntakeRefused
-from hyperagent_tasks import beneath
+from hyperagent_tasks import beneath, trouble
 
 CHUNK = 1 << 20
 NAME_LIMIT = 200
@@ -70,7 +71,7 @@ class _Full(Exception):
 def take(source: Path, dest: Path, *, under: str = "", caps: Caps | None = None) -> Report:
     """Copy the plain files below `source/under` to `dest` (made where missing). Hostile content is only noted in the report.
 
-    Raises `DependencyDown` where `dest` cannot be written.
+    Raises `DependencyDown` where `dest` cannot be written, or this host is in trouble.
     """
     report, limits = Report(), caps or Caps()
     walk = _Walk(dest, report, limits, time.monotonic() + limits.seconds)
@@ -87,7 +88,10 @@ def take(source: Path, dest: Path, *, under: str = "", caps: Caps | None = None)
 
 
 def read_small(directory: Path, name: str, *, limit: int) -> bytes | None:
-    """The bytes of one plain file of at most `limit` bytes; None where it is missing or is anything else."""
+    """The bytes of one plain file of at most `limit` bytes; None where it is missing or is anything else.
+
+    Raises `DependencyDown` where this host is in trouble.
+    """
     try:
         with (
             _opened(lambda: beneath.directory(directory, "")) as top,
@@ -101,7 +105,8 @@ def read_small(directory: Path, name: str, *, limit: int) -> bytes | None:
 def copy_file(directory: Path, name: str, dest: Path, *, limit: int) -> int:
     """Copy one plain file of at most `limit` bytes to the new file `dest`; returns its size in bytes.
 
-    Raises `IntakeRefused` where it is missing or anything else, `DependencyDown` where `dest` cannot be written.
+    Raises `IntakeRefused` where it is missing or anything else, `DependencyDown` where `dest` cannot be written or this host is
+    in trouble.
     """
     try:
         with (
@@ -214,13 +219,13 @@ def _must_be_plain(found: os.stat_result, limit: int) -> None:
 
 @contextmanager
 def _opened(opener: Callable[[], int]) -> Iterator[int]:
-    """A descriptor, closed at the end. Whatever the system refuses is a reason to leave the entry out."""
+    """A descriptor, closed at the end. Whatever the system refuses of it is a reason to leave the entry out."""
     try:
         file = opener()
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _Left(f"it cannot be opened without leaving the directory: {error.strerror}") from None
+        raise _reason(error, "opened without leaving the directory") from error
     try:
         yield file
     finally:
@@ -241,7 +246,11 @@ def _read(file: int) -> bytes:
     try:
         return os.read(file, CHUNK)
     except OSError as error:
-        raise _Left(f"it cannot be read: {error.strerror}") from None
+        raise _reason(error, "read") from error
+
+
+def _reason(error: OSError, what: str) -> Exception:
+    return trouble.of_files(error) or _Left(f"it cannot be {what}: {error.strerror}")
 
 
 def _write(dest: Path, file: int, limit: int) -> int:

@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from hyperagent_common.errors import DependencyDown
-
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 
@@ -50,5 +48,5 @@ class Keeper(threading.Thread):
                     return
                 if asked >= due:
                     self._until, due = asked + self._lease, asked + self._every
-            except DependencyDown as error:
-                log.warning("lease.unrenewed", extra={"lease": self.name, "error": str(error)})
+            except Exception as error:  # whatever it is: the lease may hold still, and without this thread nobody would renew it
+                log.warning("lease.unrenewed", extra={"lease": self.name, "error": f"{type(error).__name__}: {error}"})

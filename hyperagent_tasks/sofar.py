@@ -11,7 +11,15 @@ import logging
 from sqlalchemy import select
 
 from hyperagent_common import db
-from hyperagent_common.errors import BudgetSpent, DependencyDown, HyperagentError, IntakeRefused, LeaseLost, ProviderDown
+from hyperagent_common.errors import (
+    BudgetSpent,
+    DependencyDown,
+    HyperagentError,
+    IntakeRefused,
+    LeaseLost,
+    ProviderDown,
+    Transient,
+)
 from hyperagent_common.models import Artifact, StepAttempt
 from hyperagent_common.states import AttemptState
 from hyperagent_tasks import handover, preparing, recording, scratch, sealing
@@ -21,8 +29,8 @@ from hyperagent_tasks.spec import SoFar, StepSpec, Workdir
 
 log = logging.getLogger(__name__)
 BUNDLE, TOLD = "so-far.bundle", "so-far.json"
-PASSING = (DependencyDown.type, ProviderDown.type)
-"""What may end an attempt after the pause without making the work so far any older."""
+PASSING = (DependencyDown, ProviderDown)
+"""What may end an attempt after the pause without making the work so far any older, and all that are kinds of it."""
 STOPPED = "You were stopped because a budget was spent, and a person gave it once more. Look at the files first."
 
 
@@ -64,13 +72,24 @@ def found(parts: Parts, step: StepSpec) -> SoFar | None:
     return SoFar(told["base"], sealed.sealed_commit, min(told["round"], step.choices.rounds), feedback)
 
 
+def _passing() -> set[str]:
+    """The types of what passes. A plain `Transient` too: a container of ours failed, or the branch kept moving."""
+    found, left = {Transient.type}, list(PASSING)
+    while left:
+        kind = left.pop()
+        found.add(kind.type)
+        left += kind.__subclasses__()
+    return found
+
+
 def _stored(parts: Parts, step: StepSpec) -> dict[str, str]:
+    passing = _passing()
     before = (StepAttempt.step_id == step.claim.step_id, StepAttempt.number < step.claim.number)
     with db.transaction(parts.settings.db_url, reading=True) as session:
         for attempt in session.scalars(select(StepAttempt).where(*before).order_by(StepAttempt.number.desc())):
             if attempt.error_type == BudgetSpent.type:
                 kept = select(Artifact).where(Artifact.attempt_id == attempt.id, Artifact.name.in_([BUNDLE, TOLD]))
                 return {row.name: row.key for row in session.scalars(kept)}
-            if attempt.state != AttemptState.ABANDONED and attempt.error_type not in PASSING:
+            if attempt.state != AttemptState.ABANDONED and attempt.error_type not in passing:
                 return {}
     return {}

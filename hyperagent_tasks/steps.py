@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from hyperagent_common import db
 from hyperagent_common.errors import DependencyDown, LeaseLost, RunnerTimeout
+from hyperagent_common.models import StepAttempt
 from hyperagent_tasks import claims, deadline, preparing, publish, recording, rounds, sealing, sofar, spec
 from hyperagent_tasks.claims import Claim, Lease
 from hyperagent_tasks.failpoints import failpoint
@@ -46,10 +48,12 @@ def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
 
 
 def carry_out(parts: Parts, claim: Claim, lease: Lease) -> str:
-    """Read what is to do, and do it before its deadline. Returns the commit."""
-    with db.transaction(parts.settings.db_url, reading=True) as session:
+    """Read what is to do, and do it before its deadline, which the reconciler is told. Returns the commit."""
+    with claims.fenced(parts.settings.db_url, claim) as (session, _row):
         step = spec.read(session, claim, parts.settings)
-    with deadline.within(parts.settings.attempt_seconds(step.choices)):
+        seconds = parts.settings.attempt_seconds(step.choices)
+        session.get_one(StepAttempt, claim.attempt_id).deadline = db.now(session) + timedelta(seconds=seconds)
+    with deadline.within(seconds):
         return _hops(parts, claim, step, lease)
 
 
@@ -66,8 +70,7 @@ def _hops(parts: Parts, claim: Claim, step: StepSpec, lease: Lease) -> str:
         recording.keep_made(parts, step, made)
         failpoint("after_commit")
     if step.choices.publish and step.publisher not in (None, instance(parts.settings)):
-        s = parts.settings
-        claims.forward(s.db_url, parts.app, claim, str(step.publisher), s.dependency_patience)
+        claims.forward(parts.settings, parts.app, claim, str(step.publisher))
         return made.commit
     published = publish.publish(parts, step, made)
     failpoint("after_publish")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from functools import partial
 
 from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, patches, queue, workflows
 from hyperagent_common.events import EventKind
@@ -25,13 +24,12 @@ from hyperagent_common.models import StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.settings import Settings
 from hyperagent_common.states import STEP_ENDED, AttemptState, StepState, WorkflowState
 from hyperagent_common.upkeep_models import Reconciler
-from hyperagent_tasks import claims, deadline, endings, resending, spec
+from hyperagent_tasks import claims, deadline, endings, publishers, resending, spec
 from hyperagent_tasks.claims import Claim
 from hyperagent_tasks.parts import Parts
 
 log = logging.getLogger(__name__)
 BATCH = 500
-LAYERS = joinedload(Workflow.project), joinedload(Workflow.plan)
 LONGEST_SILENCE = 1800.0
 """Seconds after which a queued step is sent again in any case: twice the time each time would grow for ever."""
 
@@ -54,8 +52,8 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Stuck:
-    """What the decision needs to know of a queued or running step; `began` is when its attempt did, `may_take` how many seconds
-    its own choices give that."""
+    """What the decision needs to know of a queued or running step; `late` is when its attempt is taken from its worker, whatever
+    that does; `committed` where only the host that publishes has something left to do."""
 
     step_id: str
     workflow_id: str
@@ -65,17 +63,18 @@ class Stuck:
     queued_at: datetime | None
     sent_at: datetime | None
     lease_until: datetime | None
-    began: datetime | None
+    late: datetime | None
     attempts: int
     budget: int
-    may_take: float = math.inf
+    committed: bool = False
 
 
 @dataclass(frozen=True)
 class Limits:
     """Seconds: until a sent message is sent again, and what a retry may wait beyond that.
 
-    `drained`: the queue of steps is known to be empty, so a message nobody took is lost, not waiting its turn.
+    `drained`: the queue of steps is known to be empty, so a message nobody took is lost, not waiting its turn; of the queues of
+    single hosts, which committed steps go to, nothing is known.
     """
 
     requeue_after: float
@@ -96,7 +95,7 @@ def decide(steps: Sequence[Stuck], now: datetime, limits: Limits) -> dict[str, A
 def _decide(step: Stuck, now: datetime, limits: Limits) -> Action | None:
     if step.state is StepState.RUNNING:
         silent = step.lease_until is None or step.lease_until < now
-        late = step.began is not None and (now - step.began).total_seconds() > step.may_take
+        late = step.late is not None and step.late < now
         if not silent and not late:
             return None
         if step.attempts >= step.budget:
@@ -109,7 +108,7 @@ def _decide(step: Stuck, now: datetime, limits: Limits) -> Action | None:
 
 def _patience(step: Stuck, limits: Limits) -> timedelta:
     seconds = limits.requeue_after + (limits.backoff_max if step.attempts else 0)
-    if not limits.drained and step.queued_at and step.sent_at:
+    if (step.committed or not limits.drained) and step.queued_at and step.sent_at:
         seconds = max(seconds, min((step.sent_at - step.queued_at).total_seconds(), LONGEST_SILENCE))
     return timedelta(seconds=seconds)
 
@@ -160,29 +159,30 @@ def _tell(parts: Parts, done: dict[str, int]) -> None:
 
 def snapshot(session: Session, settings: Settings) -> list[Stuck]:
     """The steps that have waited longest for their message, and those whose lease ends first, of workflows not paused."""
-    began = (
-        select(StepAttempt.started_at)
-        .where(StepAttempt.step_id == WorkflowStep.id, StepAttempt.fence == WorkflowStep.fence)
-        .scalar_subquery()
-    )
+    attempt = and_(StepAttempt.step_id == WorkflowStep.id, StepAttempt.fence == WorkflowStep.fence)
     found = []
     for state, oldest in ((StepState.RUNNING, WorkflowStep.lease_until), (StepState.QUEUED, WorkflowStep.sent_at)):
-        query = select(WorkflowStep, began).where(WorkflowStep.state == state)
-        if state is StepState.RUNNING:
-            query = query.options(joinedload(WorkflowStep.planner_task), joinedload(WorkflowStep.workflow).options(*LAYERS))
+        query = select(WorkflowStep, StepAttempt).outerjoin(StepAttempt, attempt).where(WorkflowStep.state == state)
         if state is StepState.QUEUED:
-            query = query.join(Workflow).where(Workflow.state == WorkflowState.RUNNING)
-        found += [_stuck(row, moment, settings) for row, moment in session.execute(query.order_by(oldest).limit(BATCH))]
+            query = query.join(WorkflowStep.workflow).where(Workflow.state == WorkflowState.RUNNING)
+        found += [_stuck(row, trying, settings) for row, trying in session.execute(query.order_by(oldest).limit(BATCH))]
     return found
 
 
-def _stuck(r: WorkflowStep, began: datetime | None, settings: Settings) -> Stuck:
+def _stuck(r: WorkflowStep, trying: StepAttempt | None, settings: Settings) -> Stuck:
     budget = r.max_attempts + r.free_attempts
     state = StepState(r.state)
-    running = state is StepState.RUNNING
-    may_take = settings.attempt_seconds(spec.chosen(r, settings)) + deadline.LATE_SECONDS if running else math.inf
-    times = r.queued_at, r.sent_at, r.lease_until, began
-    return Stuck(r.id, r.workflow_id, state, r.generation, r.fence, *times, r.attempt_count, budget, may_take)
+    late = _late(r, trying, settings) if trying is not None and state is StepState.RUNNING else None
+    times = r.queued_at, r.sent_at, r.lease_until, late
+    return Stuck(r.id, r.workflow_id, state, r.generation, r.fence, *times, r.attempt_count, budget, r.commit is not None)
+
+
+def _late(step: WorkflowStep, trying: StepAttempt, settings: Settings) -> datetime:
+    """By the deadline that its worker said. Before that is known, by the choices as they are now, which may have been others."""
+    grace = timedelta(seconds=deadline.LATE_SECONDS)
+    if trying.deadline is not None:
+        return trying.deadline + grace
+    return trying.started_at + timedelta(seconds=settings.attempt_seconds(spec.chosen(step, settings))) + grace
 
 
 def idle_workflows(session: Session) -> list[str]:
@@ -204,7 +204,8 @@ def _apply(parts: Parts, seen: Stuck, action: Action, limits: Limits) -> bool:
         workflow = workflows.locked(session, seen.workflow_id)
         step = next(step for step in workflow.steps if step.id == seen.step_id)
         moment = db.now(session)
-        now = _stuck(step, seen.began, parts.settings)
+        trying = select(StepAttempt).where(StepAttempt.step_id == step.id, StepAttempt.fence == step.fence)
+        now = _stuck(step, session.scalar(trying), parts.settings)
         same = (now.state, now.generation, now.fence) == (seen.state, seen.generation, seen.fence)
         if not same or _decide(now, moment, limits) is not action:
             return False
@@ -218,7 +219,7 @@ def _apply(parts: Parts, seen: Stuck, action: Action, limits: Limits) -> bool:
             _expire(session, step, action, moment)
         session.flush()
         if workflow.state == WorkflowState.RUNNING:
-            workflows.send(session, parts.app, workflow, step)
+            workflows.send(session, parts.app, workflow, step, publishers.only(session, parts.settings, workflow, step))
     return True
 
 

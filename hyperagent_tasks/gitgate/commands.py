@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import resource
@@ -20,10 +21,12 @@ from typing import IO
 
 from hyperagent_common.errors import DependencyDown, IntakeRefused, NotReady
 
+log = logging.getLogger(__name__)
 SECONDS = 60.0
 OUTPUT = 64 << 20
 STDERR = 64 << 10
 OLDEST = (2, 38)
+REAP_SECONDS = 10.0
 
 # Repeated on each command line: a repository's own file may have been edited by a tool of the forge.
 _SETTINGS = (
@@ -241,7 +244,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             process.kill()
-        process.wait(10)
+        try:
+            process.wait(REAP_SECONDS)
+        except subprocess.TimeoutExpired:  # it hangs in the system, on a disk that does not answer
+            log.warning("git.unkillable", extra={"pid": process.pid})
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hyperagent_common.errors import Fault, IntakeRefused
-from hyperagent_tasks import intake, scratch
+from hyperagent_tasks import intake, scratch, trouble
 from hyperagent_tasks.gitgate import names, policy
 from hyperagent_tasks.gitgate.commands import GitFailed, git
 from hyperagent_tasks.gitgate.values import ChangedFile, Limits, Sealed, TreePolicy
@@ -20,23 +22,32 @@ def import_seal(
 ) -> Sealed:
     """Bring a sealed bundle into `repo` under `ref`. Raises `IntakeRefused` naming every fault, `DependencyDown`."""
     names.commit(base)
-    try:
-        with scratch.directory(repo.parent / QUARANTINE) as quarantine:
-            taken = quarantine / "out.bundle"
-            intake.copy_file(out_bundle.parent, out_bundle.name, taken, limit=limits.bundle_bytes)
+    with scratch.directory(repo.parent / QUARANTINE) as quarantine:
+        taken = quarantine / "out.bundle"
+        intake.copy_file(out_bundle.parent, out_bundle.name, taken, limit=limits.bundle_bytes)
+        git(None, "init", "-q", "--bare", "--template=", str(quarantine))
+        with _refused():
             sealed = _quarantined(quarantine, base_bundle, taken, base, limits)
             source = f"file://{quarantine}"
             spec = f"refs/heads/out:{ref}"
             git(repo, "-c", "fetch.fsckObjects=true", "fetch", "-q", "--no-tags", "--force", source, spec, protocols="file",
                 timeout=limits.seconds)  # fmt: skip
-    except GitFailed as error:
-        raise IntakeRefused(f"The sealed bundle is not sound: {error.ended.reason}") from error
     return _judged(repo, base, sealed, rules)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What git does not take here is the bundle's fault, but where it met trouble of this host."""
+    try:
+        yield
+    except GitFailed as error:
+        if trouble.told_by(error.ended.code, error.ended.err):
+            raise
+        raise IntakeRefused(f"The sealed bundle is not sound: {error.ended.reason}") from error
 
 
 def _quarantined(quarantine: Path, base_bundle: Path, out_bundle: Path, base: str, limits: Limits) -> str:
     """The sealed commit, alone on top of base, in a repository of its own that passed fsck."""
-    git(None, "init", "-q", "--bare", "--template=", str(quarantine))
     for bundle, spec in (
         (base_bundle, "refs/heads/base:refs/heads/base"),
         (out_bundle, "refs/heads/out:refs/heads/out"),

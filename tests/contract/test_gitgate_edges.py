@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hyperagent_common.errors import BadInput, DependencyDown, IntakeRefused
-from hyperagent_tasks.gitgate import GitGate, Sealed, new_repository, open_source, refs
+from hyperagent_tasks.gitgate import GitGate, Sealed, commands, new_repository, open_source, refs
 from hyperagent_tasks.gitgate.commands import git
 from tests import parts
 from tests.contract.test_gitgate import WHEN, WHO, Bench, bench, tree_with
@@ -209,3 +209,57 @@ def test_a_shallow_clone_is_refused_and_nothing_is_said_to_be_there(tmp_path: Pa
     shell(tmp_path, "clone", "-q", "--depth=1", f"file://{tmp_path / 'r'}", str(tmp_path / "shallow"))
     with pytest.raises(BadInput, match="shallow"):
         GitGate(tmp_path / "repos").refresh("p", tmp_path / "shallow", "main")
+
+
+def breaking(bench: Bench, monkeypatch: pytest.MonkeyPatch, verb: str, does: str) -> None:
+    """From now on git does this, in shell, where it is asked for `verb`."""
+    program = bench.top / "git"
+    program.write_text(f'#!/bin/sh\ncase " $* " in *" {verb} "*) {does};; esac\nexec git "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(commands, "_program", lambda: str(program))
+
+
+@pytest.mark.parametrize(
+    ("verb", "does"),
+    [
+        ("init", "echo fatal: this host is odd >&2; exit 128"),
+        ("fsck", "kill -9 $$"),
+        ("fetch", "echo error: index-pack died of signal 9 >&2; exit 1"),
+        ("fetch", "echo fatal: cannot fork to run index-pack: Cannot allocate memory >&2; exit 128"),
+        ("fetch", "echo error: open x: Too many open files >&2; echo fatal: early EOF >&2; exit 128"),
+    ],
+)
+def test_a_host_in_trouble_is_no_fault_of_the_sealed_work(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, verb: str, does: str
+) -> None:
+    bundle = crafted(bench, (PLAIN, "new.py", b"x"))
+    breaking(bench, monkeypatch, verb, does)
+    with pytest.raises(DependencyDown):
+        bench.take(bundle)
+    monkeypatch.undo()
+    bench.take(bundle)
+
+
+@pytest.mark.parametrize("does", ["echo error: object x: url: y: Input/output error >&2; exit 1", "kill -11 $$"])
+def test_what_git_says_of_the_work_itself_is_no_trouble_of_the_host(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    bundle = crafted(bench, (PLAIN, "new.py", b"x"))
+    breaking(bench, monkeypatch, "fsck", does)
+    with pytest.raises(IntakeRefused, match="not sound"):
+        bench.take(bundle)
+
+
+def test_a_git_that_hangs_in_the_system_hides_no_error() -> None:
+    class Hanging:
+        """A process that not even SIGKILL ends."""
+
+        pid, stdout, stderr = 2**22 + 1, None, None
+        poll = kill = staticmethod(lambda: None)
+
+        @staticmethod
+        def wait(seconds: float) -> int:
+            """In vain."""
+            raise subprocess.TimeoutExpired("git", seconds)
+
+    commands._end(Hanging())  # type: ignore[arg-type]

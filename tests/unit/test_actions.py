@@ -306,11 +306,11 @@ def test_the_reconciler_ends_an_attempt_that_beats_for_ever(url: str, app: Sent)
 def test_the_reconciler_moves_a_workflow_whose_last_link_was_lost(url: str, app: Sent) -> None:
     from tests.unit.test_claims import _Parts
 
-    workflow_id = submitted(url, app, DIAMOND)
-    claims.finish(url, app, take(url, app, steps(url, workflow_id)["a"]), "a" * 40)
+    workflow_id = submitted(url, app, LINE)
+    for key in "ab":
+        claims.finish(url, app, take(url, app, steps(url, workflow_id)[key]), "a" * 40)
     assert upkeep.reconcile(_Parts(url, app))["advance"] == 1  # type: ignore[arg-type]
-    assert steps(url, workflow_id)["b"].state == StepState.QUEUED
-    act(url, app, workflow_id, Action.PAUSE)
+    assert state(url, workflow_id) == WorkflowState.DONE
     assert not any(upkeep.reconcile(_Parts(url, app)).values())  # type: ignore[arg-type]
 
 
@@ -319,8 +319,8 @@ LIMITS = Limits(requeue_after=60, backoff_max=30)
 moments = st.none() | st.integers(-100_000, 100_000).map(lambda s: NOW + timedelta(seconds=s))
 stuck = st.builds(
     Stuck, step_id=st.just("s"), workflow_id=st.just("w"), state=st.sampled_from(list(StepState)),
-    generation=st.integers(0, 9), fence=st.integers(0, 9), queued_at=moments, sent_at=moments, lease_until=moments, began=moments,
-    attempts=st.integers(0, 9), budget=st.integers(1, 9), may_take=st.just(3600.0),
+    generation=st.integers(0, 9), fence=st.integers(0, 9), queued_at=moments, sent_at=moments, lease_until=moments, late=moments,
+    attempts=st.integers(0, 9), budget=st.integers(1, 9), committed=st.booleans(),
 )  # fmt: skip
 
 
@@ -329,7 +329,7 @@ def test_the_decision_touches_only_what_moves_and_never_a_step_that_is_well(step
     action = upkeep.decide([step], NOW, LIMITS).get("s")
     if step.state not in (StepState.QUEUED, StepState.RUNNING):
         assert action is None
-    if step.state is StepState.RUNNING and step.lease_until and step.lease_until >= NOW and (step.began or NOW) >= NOW:
+    if step.state is StepState.RUNNING and step.lease_until and step.lease_until >= NOW and (step.late or NOW) >= NOW:
         assert action is None
     if step.state is StepState.QUEUED and step.sent_at and step.sent_at >= NOW - timedelta(seconds=60):
         assert action is None

@@ -124,6 +124,28 @@ def test_a_join_is_sent_once_when_both_branches_are_done(url: str, app: Sent) ->
     assert sorted(sent) == sorted(rows[k].id for k in "abcd")
 
 
+def test_what_a_step_made_ready_needs_no_last_link_while_another_branch_moves(url: str, app: Sent) -> None:
+    tasks = [*DIAMOND["tasks"], {"id": "e", "title": "e", "instructions": "e"}]  # type: ignore[misc]
+    workflow_id = submitted(url, app, {**DIAMOND, "tasks": tasks})
+    rows = steps(url, workflow_id)
+    take(url, app, rows["e"])  # runs for hours
+    for key, follow in (("a", "bc"), ("b", ""), ("c", "d")):
+        claims.finish(url, app, take(url, app, steps(url, workflow_id)[key]), None)  # and its chain's last link is lost
+        assert all(steps(url, workflow_id)[ready].state == StepState.QUEUED for ready in follow)
+    advance(url, app, workflow_id)
+    assert sorted(links[0][0] for _, links in app.segments) == sorted(row.id for row in rows.values())
+
+
+def test_nothing_is_made_ready_by_a_step_that_ends_in_a_paused_workflow(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, DIAMOND)
+    claim = take(url, app, steps(url, workflow_id)["a"])
+    with db.transaction(url) as session:
+        workflows.pause(session, workflows.locked(session, workflow_id))
+    claims.finish(url, app, claim, None)
+    assert {row.state for key, row in steps(url, workflow_id).items() if key != "a"} == {StepState.PENDING}
+    assert len(app.segments) == 1
+
+
 def test_only_one_of_many_claimants_gets_the_step(url: str, app: Sent) -> None:
     step = steps(url, submitted(url, app, LINE))["a"]
     won: list[Claim] = []

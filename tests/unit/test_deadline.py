@@ -86,6 +86,32 @@ def test_a_step_of_few_rounds_is_late_earlier_than_the_deployments(url: str, app
     assert upkeep.reconcile(parts)["time_out"] == 1
 
 
+def test_an_attempt_keeps_the_deadline_it_began_with_whatever_is_chosen_meanwhile(
+    url: str, app: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = desk.host(url, app, lambda _spec: Play())
+    claim = claimed(url, app, agent_max_rounds=20)
+    own = parts.settings.attempt_seconds(choices.settle(parts.settings.choices(), {"agent_max_rounds": 20}))
+
+    def hops(*_: Any) -> str:
+        with db.transaction(url) as session:
+            session.get_one(WorkflowStep, claim.step_id).planner_task.details = {"agent_max_rounds": 1}
+        return "c" * 40
+
+    monkeypatch.setattr(steps, "_hops", hops)
+    steps.carry_out(parts, claim, Lease(url, claim, 60, 10))
+    with db.transaction(url, reading=True) as session:
+        attempt = session.get_one(StepAttempt, claim.attempt_id)
+    assert attempt.deadline is not None
+    assert own <= (attempt.deadline - attempt.started_at).total_seconds() < own + 60
+    aged(url, claim, own + deadline.LATE_SECONDS)  # by the choices as they are now it is late, and was long ago
+    assert upkeep.reconcile(parts)["time_out"] == 0
+    with db.transaction(url) as session:
+        kept = session.get_one(StepAttempt, claim.attempt_id)
+        kept.deadline = db.now(session) - timedelta(seconds=deadline.LATE_SECONDS + 1)
+    assert upkeep.reconcile(parts)["time_out"] == 1
+
+
 def late_host(url: str, app: Sent, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Any:
     """A host whose steps take so long, on which a round and a run have a twentieth of a second."""
     monkeypatch.setattr(all_settings, "AROUND_SECONDS", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperagent_common.errors import IntakeRefused
+from hyperagent_common.errors import DependencyDown, IntakeRefused
 from hyperagent_tasks import beneath, intake
 from hyperagent_tasks.intake import Caps
 from tests import parts
@@ -165,6 +166,36 @@ def test_one_known_file_is_copied_or_refused(left: Path, secret: Path, tmp_path:
         with pytest.raises(IntakeRefused):
             intake.copy_file(left, name, tmp_path / "other", limit=10)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_a_host_in_trouble_says_nothing_of_what_the_agent_left(
+    left: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def ailing(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    (left / "out.bundle").write_bytes(b"bundle")
+    for broken, name in ((beneath, "open_at"), (os, "read")):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, name, ailing)
+            for i, look in enumerate((
+                lambda dest: intake.copy_file(left, "out.bundle", dest, limit=10),
+                lambda dest: intake.read_small(left, "out.bundle", limit=10),
+                lambda dest: intake.take(left, dest),
+            )):  # fmt: skip
+                with pytest.raises(DependencyDown, match=os.strerror(number)):
+                    look(tmp_path / f"{name}{i}")
+
+
+def test_a_name_that_never_stands_still_is_the_agents_fault(left: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def moving(*_: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    (left / "out.bundle").write_bytes(b"bundle")
+    monkeypatch.setattr(beneath, "open_at", moving)
+    with pytest.raises(IntakeRefused):
+        intake.copy_file(left, "out.bundle", tmp_path / "mine", limit=10)
 
 
 def test_nothing_leaks_while_names_are_exchanged_under_the_reader(left: Path, secret: Path, tmp_path: Path) -> None:

@@ -80,11 +80,10 @@ class Model:
         """Another state under a new version."""
         self.state, self.version = state, self.version + 1
 
-    def follow(self, key: str) -> None:
-        """The next step of the same segment is queued with its predecessor's end."""
-        feeds = [step for step in self.steps.values() if key in step.needs]
-        if self.state == "running" and len(feeds) == 1 and feeds[0].needs == [key] and feeds[0].state == "pending":
-            feeds[0].queue()
+    def follow(self) -> None:
+        """What became ready is queued with the end of the step that made it so."""
+        for step in self.ready() if self.state == "running" else ():
+            step.queue()
 
     def fail(self, key: str) -> None:
         """The step is given up."""
@@ -166,7 +165,7 @@ class Play(RuleBasedStateMachine):
             return
         assert step is not None
         step.state = "done"
-        self.model.follow(claim.key)
+        self.model.follow()
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), error=st.sampled_from(ERRORS))
@@ -357,7 +356,7 @@ class Play(RuleBasedStateMachine):
                     with suppress(LeaseLost):
                         claims.finish(self.url, self.app, self.held[-1], "c" * 40)
                         step.state = "done"
-                        self.model.follow(key)
+                        self.model.follow()
             self.retry_failed()
             self.last_link()
         self.the_rows_are_as_the_model_says()

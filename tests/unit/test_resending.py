@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def test_a_backlog_is_sent_again_ever_more_rarely_and_a_lost_message_at_once(wai
     resent = {drained: upkeep.decide([step], NOW, Limits(60, 0, drained)).get("s") for drained in (True, False)}
     assert (resent[True] is not None) == (since > 60)
     assert (resent[False] is not None) == (since > min(waited, upkeep.LONGEST_SILENCE))
+    of_one_host = upkeep.decide([replace(step, committed=True)], NOW, Limits(60, 0, drained=True)).get("s")
+    assert of_one_host == resent[False]  # the depth of its queue is not known
 
 
 def test_two_reconcilers_at_once_do_everything_once(url: str, app: Sent) -> None:

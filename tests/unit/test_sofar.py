@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from hyperagent_common import actions, db
-from hyperagent_common.errors import BudgetSpent
+from hyperagent_common.errors import BudgetSpent, DiskFull, NodeDown, ProviderDown, RunnerTimeout, Transient
+from hyperagent_common.models import Artifact
 from hyperagent_common.states import Action
 from hyperagent_tasks import claims, preparing, rounds, sofar
+from hyperagent_tasks.gitgate.commands import GitFailed
 from hyperagent_tasks.runners.base import RunnerResult, RunSpec
 from hyperagent_tasks.runners.fake import FakeRunner, Play
 from hyperagent_tasks.runners.process import ProcessRunner
@@ -44,6 +47,39 @@ def source(tmp_path: Path) -> Path:
     for argv in (["init", "-qb", "main"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]):
         subprocess.run(["git", *argv], cwd=path, check=True)
     return path
+
+
+TRIFLES = [
+    NodeDown(),
+    DiskFull(),
+    GitFailed(),
+    ProviderDown("429"),
+    Transient("The branch kept moving."),
+    OSError(errno.EMFILE, "x"),
+]
+
+
+@pytest.mark.parametrize(("error", "kept"), [*[(error, True) for error in TRIFLES], (RunnerTimeout("late"), False)], ids=repr)
+def test_what_fails_after_a_resume_without_the_agents_doing_does_not_drop_the_work_so_far(
+    tmp_path: Path, app: Sent, error: Exception, kept: bool
+) -> None:
+    url = f"sqlite:///{tmp_path / 'h.db'}"
+    db.upgrade(url)
+    parts = desk.host(url, app, lambda _spec: Play())
+    workflow_id = submitted(url, app, LINE)
+    claim = take(url, app, steps(url, workflow_id)["a"])
+    with claims.fenced(url, claim) as (session, step):
+        told = {"media_type": "x", "size": 1, "sha256": "0" * 64, "trust": "observed", "created_at": claim.claimed_at}
+        for name in (sofar.BUNDLE, sofar.TOLD):
+            session.add(
+                Artifact(workflow_id=workflow_id, step_id=step.id, attempt_id=claim.attempt_id, name=name, key=name, **told)
+            )
+    claims.hold(url, claim, BudgetSpent("so much"))
+    with db.transaction(url) as session:
+        actions.take(session, app, workflow_id, Action.RESUME, budget=3)
+    claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), error)
+    step, _work, _lease = desk.claimed(parts, take(url, app, steps(url, workflow_id)["a"]))
+    assert bool(sofar._stored(parts, step)) is kept
 
 
 def test_after_a_resume_the_next_attempt_goes_on_with_the_work_so_far(tmp_path: Path, app: Sent, source: Path) -> None:

@@ -11,13 +11,13 @@ from unittest.mock import Mock
 
 import psycopg
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from hyperagent_common import db, workflows
 from hyperagent_common.errors import DependencyDown, DiskFull, Permanent, PushFailed
 from hyperagent_common.models import Workflow, WorkflowStep
 from hyperagent_common.states import Action, StepState, WorkflowState
-from hyperagent_tasks import claims, upkeep
+from hyperagent_tasks import claims, leases, upkeep
 from hyperagent_tasks.claims import Claim, StepTaken
 from tests.unit.test_actions import act, failed
 from tests.unit.test_claims import LINE, Sent, app, state, steps, submitted, take, url
@@ -68,6 +68,18 @@ def test_a_host_in_trouble_is_waited_for_and_is_no_fault_of_the_step(
     row = steps(url, workflow_id)["a"]
     assert (row.state, row.free_attempts) == (StepState.QUEUED, 1)
     assert "trouble: /x" in str(row.reason)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), RuntimeError("can't start new thread"), MemoryError()],
+)
+def test_a_host_without_room_for_another_process_or_thread_is_no_fault_of_the_step(url: str, app: Sent, error: Exception) -> None:
+    workflow_id = submitted(url, app, LINE)
+    told = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), error)
+    assert type(told) is DependencyDown
+    row = steps(url, workflow_id)["a"]
+    assert (row.state, row.free_attempts) == (StepState.QUEUED, 1)
 
 
 def test_a_file_that_is_not_there_is_still_a_fault_of_ours(url: str, app: Sent) -> None:
@@ -138,6 +150,34 @@ def test_a_transaction_that_stands_still_lets_go_of_its_locks(
             workflows.locked(other, workflow_id)  # waits until the frozen one is ended
         frozen.scalar(select(Workflow.id))
     claims.finish(postgres_url, app, take(postgres_url, app, steps(postgres_url, workflow_id)["a"]), "a" * 40)
+
+
+def test_a_standby_is_a_database_that_does_not_answer_and_its_connections_are_made_anew(postgres_url: str, app: Sent) -> None:
+    db.upgrade(postgres_url)
+    workflow_id = submitted(postgres_url, app, LINE)
+    with db.transaction(postgres_url, reading=True) as session:
+        first = session.scalar(select(func.pg_backend_pid()))
+    with pytest.raises(DependencyDown), db.transaction(postgres_url) as session:
+        session.execute(text("SET TRANSACTION READ ONLY"))  # as after a failover
+        workflows.locked(session, workflow_id)
+    with db.transaction(postgres_url, reading=True) as session:
+        assert session.scalar(select(func.pg_backend_pid())) != first
+
+
+def test_a_lease_outlives_an_error_that_nobody_foresaw() -> None:
+    said: list[bool | Exception] = [ValueError("odd"), *[True] * 9999]
+    renewed = threading.Event()
+
+    def renew() -> bool:
+        answer = said.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        renewed.set()
+        return answer
+
+    with leases.Keeper("x", renew, lambda: True, 60, 0.01) as lease:
+        assert renewed.wait(20)
+        assert not lease.lost()
 
 
 def test_a_connection_whose_ping_fails_is_made_anew_whatever_the_driver_says(postgres_url: str) -> None:
