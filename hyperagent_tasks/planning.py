@@ -112,6 +112,7 @@ def _write(url: str, held: Held, *, lease: float | None = None, **values: Any) -
 def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, lease: Keeper) -> plans.Plan:
     chosen = choices.settle(parts.settings.choices(), project.settings)
     parts.runner.check()
+    parts.storage.check()
     ws = _clone(parts, held, project, root)
     persona = prompts.persona("planner", chosen.prompts)
     faults = ""
