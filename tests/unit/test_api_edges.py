@@ -13,6 +13,7 @@ import flask
 import pytest
 import redis
 from celery import Celery
+from celery.canvas import Signature
 
 from hyperagent_api.app import create_app
 from hyperagent_common import db, plan
@@ -207,6 +208,18 @@ def test_what_the_worker_writes_to_the_live_log_can_always_be_read(
     LiveLog("redis://127.0.0.1:9/0", attempt_id).write(AgentEvent("text", {"text": "語" * 9000}))
     answer = client.get(f"/api/v1/workflows/{workflow_id}/steps/a/log")
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("publisher", "to"), [("h1", "steps.h1"), (None, "steps")])
+def test_a_draft_is_sent_to_the_host_that_has_the_projects_source(
+    app: flask.Flask, client: Any, monkeypatch: pytest.MonkeyPatch, publisher: str | None, to: str
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(Signature, "apply_async", lambda message: sent.append(message.options["queue"]))
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        session.query(Project).update({"publisher": publisher})
+    assert client.post("/api/v1/projects/p/drafts", json={"goal": "g"}).status_code == 202
+    assert sent == [to]
 
 
 def test_a_live_log_without_redis_is_empty(app: flask.Flask, client: Any) -> None:
