@@ -107,8 +107,6 @@ def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
 
 def depth(broker: str) -> int | None:
     """How many messages of steps wait in the broker; None where it cannot be asked."""
-    if not broker.startswith("redis"):
-        return None
     client = redis.Redis.from_url(
         broker.replace("redis+socket://", "unix://", 1), socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS
     )

@@ -228,20 +228,6 @@ def test_a_live_log_without_redis_is_empty(app: flask.Flask, client: Any) -> Non
     assert (answer.status_code, answer.text) == (200, "")
 
 
-def test_a_broker_that_is_no_redis_has_no_live_log(tmp_path: Path) -> None:
-    loaded = config.load({"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_BROKER_URL": "amqp://127.0.0.1:9//"})
-    db.upgrade(loaded.db_url)
-    celery = Celery("t", broker="memory://", set_as_current=False)
-    celery.conf.task_routes = {}
-    app = create_app(loaded, celery=celery, storage=open_storage("memory://"))
-    with db.transaction(loaded.db_url) as session:
-        values = {"name": "p", "source": "/p", "default_branch": "main", "state": ProjectState.READY}
-        session.add(Project(id=new_id(), created_at=db.now(session), **values))
-    client = app.test_client()
-    workflow_id, _ = running_attempt(app, client)
-    assert client.get(f"/api/v1/workflows/{workflow_id}/steps/a/log").status_code == 200
-
-
 @pytest.mark.parametrize("name", ["plain.txt", 'quo"te', "line\nfeed", "back\\slash", "ümlaut", "a/../../b"])
 def test_an_artifact_of_any_name_comes_down(app: flask.Flask, client: Any, name: str) -> None:
     made = submit(client).json
