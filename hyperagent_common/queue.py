@@ -94,16 +94,19 @@ def host_queue(instance: str, of: str = STEPS) -> str:
     return f"{of}.{instance}"
 
 
+def at_publisher(app: Celery, name: str, key: str, publisher: str | None) -> Signature:
+    """A signature for the host that publishes a project, which alone has its repository; for any host where none is named."""
+    made = signature(app, name, key)
+    return made.set(queue=host_queue(publisher, made.options["queue"])) if publisher else made
+
+
 def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
-    """Ask the host that publishes a project to do what its patches still wait for; any host where none is named."""
-    to = host_queue(publisher) if publisher else STEPS
-    signature(app, CATCH_UP, project_id).set(queue=to, expires=CATCH_UP_EXPIRES).apply_async()
+    """Ask the host that publishes a project to do what its patches still wait for."""
+    at_publisher(app, CATCH_UP, project_id, publisher).set(expires=CATCH_UP_EXPIRES).apply_async()
 
 
 def depth(broker: str) -> int | None:
     """How many messages of steps wait in the broker; None where it cannot be asked."""
-    if not broker.startswith("redis"):
-        return None
     client = redis.Redis.from_url(
         broker.replace("redis+socket://", "unix://", 1), socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS
     )

@@ -72,7 +72,10 @@ SCHEMA = Schema.from_dict(
         "home": fields.String(validate=validate.Length(min=1)),
         "database_url": fields.String(),
         "broker_url": fields.String(
-            validate=validate.Regexp(r"^((rediss?|redis\+socket|amqps?)://.+)?$", error="must be a Redis or AMQP URL")
+            validate=validate.Regexp(
+                r"^((rediss?|redis\+socket)://.+)?$",
+                error="must be a URL of Redis (redis://, rediss:// or redis+socket://): health and live logs are in it too",
+            )
         ),
         "storage_url": fields.String(),
         "api_host": fields.String(validate=validate.Length(min=1)),

@@ -29,13 +29,11 @@ class Check:
 
 def examine(parts: Parts) -> list[Check]:
     """Every check of this host; where the parts cannot even be chosen, that, and what does not need them."""
-    try:
-        _ = parts.chosen
-    except HyperagentError as error:
-        looks = {"database": _database, "broker": _broker, "storage": _storage, "gateway": _gateway, "disk": _disk}
-        rest = [_look(name, look, parts) for name, look in looks.items()]
-        return [Check("parts", False, error.message, error.mend), *rest]
-    return run(parts)
+    chosen = _look("parts", lambda parts: parts.chosen.sandbox, parts)
+    if chosen.ok:
+        return run(parts)
+    looks = {"database": _database, "broker": _broker, "storage": _storage, "gateway": _gateway, "disk": _disk}
+    return [chosen, *(_look(name, look, parts) for name, look in looks.items())]
 
 
 def run(parts: Parts) -> list[Check]:
@@ -59,6 +57,8 @@ def _look(name: str, look: Callable[[Parts], str], parts: Parts) -> Check:
         return Check(name, True, look(parts))
     except HyperagentError as error:
         return Check(name, False, error.message, error.mend)
+    except Exception as error:
+        return Check(name, False, f"The check itself failed: {type(error).__name__}: {error}", "Please report this.")
 
 
 def _database(parts: Parts) -> str:

@@ -2,7 +2,8 @@
 
 With each beat it reaps what a killed worker left on this host. It beats in a process of its own
 (`python -m hyperagent_tasks.heartbeat NAME`): what the checks use keeps threads (the storage library's runtime, for one),
-and the worker's main process must have none, for it forks its children.
+and the worker's main process must have none, for it forks its children. No fault ends it; where it was killed, the worker
+starts it again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hyperagent_common import db, settings, telemetry
@@ -24,19 +28,41 @@ from hyperagent_tasks.parts import Parts, instance
 
 log = logging.getLogger(__name__)
 ASK_PARENT_SECONDS = 1.0
-_beating: list[subprocess.Popen[bytes]] = []
+AGAIN_SECONDS = 10.0
+"""How long a process lives at least before another one is started in its place."""
+
+
+@dataclass(frozen=True)
+class Beating:
+    """The process that beats for the worker `name`, and when it was started."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+_beating: list[Beating] = []
 
 
 def start(name: str) -> None:
     """Begin to beat for the worker that this process is."""
     argv = [sys.executable, "-m", "hyperagent_tasks.heartbeat", name, str(os.getpid())]
-    _beating.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL))
+    _beating.append(Beating(name, subprocess.Popen(argv, stdin=subprocess.DEVNULL), time.monotonic()))
+
+
+def keep() -> None:
+    """Start the beat again where its process ended by itself; called now and then by the worker, without a thread."""
+    for old in list(_beating):
+        if time.monotonic() - old.began >= AGAIN_SECONDS and (code := old.process.poll()) is not None:
+            log.error("heartbeat.ended", extra={"worker": old.name, "exit_code": code})
+            _beating.remove(old)
+            start(old.name)
 
 
 def stop() -> None:
     """End the beat; it writes that the worker stopped."""
-    for process in _beating:
-        process.terminate()
+    while _beating:
+        _beating.pop().process.terminate()
 
 
 def run(parts: Parts, name: str, parent: int) -> None:
@@ -45,29 +71,25 @@ def run(parts: Parts, name: str, parent: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while not ended.is_set() and os.getppid() == parent:
-        _beat(parts, name)
-        _reap(parts)
+        _tried("heartbeat.unwritten", lambda: beat(parts, name))
+        _tried("reap.failed", lambda: reaper.reap(parts))
         waited = 0.0
         while waited < parts.settings.heartbeat_seconds and os.getppid() == parent and not ended.is_set():
             pause = min(ASK_PARENT_SECONDS, parts.settings.heartbeat_seconds - waited)
             ended.wait(pause)
             waited += pause
     if ended.is_set():
-        _beat(parts, name, stopped=True)
+        _tried("heartbeat.unwritten", lambda: beat(parts, name, stopped=True))
 
 
-def _reap(parts: Parts) -> None:
+def _tried(what: str, part: Callable[[], object]) -> None:
+    """A fault, whichever it is, costs this look and not the process: the next may go better."""
     try:
-        reaper.reap(parts)
+        part()
     except DependencyDown as error:
-        log.warning("reap.failed", extra={"error": str(error)})
-
-
-def _beat(parts: Parts, name: str, *, stopped: bool = False) -> None:
-    try:
-        beat(parts, name, stopped=stopped)
-    except DependencyDown as error:
-        log.warning("heartbeat.unwritten", extra={"error": str(error)})
+        log.warning(what, extra={"error": str(error)})
+    except Exception:
+        log.exception(what)
 
 
 def beat(parts: Parts, name: str, *, stopped: bool = False) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from celery import Celery
 
 from hyperagent_common import queue
-from hyperagent_common.errors import HyperagentError, NotReady
+from hyperagent_common.errors import DependencyDown, HyperagentError, NotReady
 from hyperagent_common.ids import new_id
 from hyperagent_common.settings import Settings
 from hyperagent_common.storage import Storage, open_storage
@@ -133,7 +133,8 @@ def make_forge(settings: Settings, kind: str, gitgate: GitGate) -> Forge:
 
 
 def choose(settings: Settings) -> Chosen:
-    """Resolve `auto`, remember it, and refuse to fall behind what was chosen before. Raises `NotReady`."""
+    """Resolve `auto`, remember it, and refuse to fall behind what was chosen before. Raises `NotReady`, or `DependencyDown`
+    where what was chosen is only away, as an engine that starts later than the worker is."""
     path = settings.run_dir / "chosen.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     sandbox = settings.sandbox if settings.sandbox != "auto" else _sandbox(settings, before.get("sandbox"))
@@ -152,9 +153,8 @@ def _sandbox(settings: Settings, before: str | None) -> str:
         make_runner(settings, "docker").check()
     except HyperagentError as error:
         if before == "docker":
-            raise NotReady(
-                f"Agents ran in Docker on this host before, and now it cannot be used: {error.message}",
-                mend=f"{error.mend} Or set HYPERAGENT_SANDBOX=process to run agents without any sandbox.",
+            raise _lost(
+                error, "Agents ran in Docker", "set HYPERAGENT_SANDBOX=process to run agents without any sandbox"
             ) from error
         log.warning("sandbox.missing", extra={"reason": error.sentence, "instead": "process: no sandbox at all"})
         return "process"
@@ -170,13 +170,16 @@ def _agent(settings: Settings, sandbox: str) -> str:
 def _forge(settings: Settings, before: str | None) -> str:
     fault = forges.missing(settings)
     if fault and before == "radicle":
-        raise NotReady(
-            f"This host published to Radicle before, and now it cannot: {fault}",
-            mend="Run `ops/parts radicle-image`, or set HYPERAGENT_FORGE=stand-in to publish nowhere.",
-        )
+        raise _lost(fault, "Patches went to Radicle", "set HYPERAGENT_FORGE=stand-in to publish nowhere")
     if fault:
-        log.warning("forge.missing", extra={"reason": fault, "instead": "stand-in: nothing leaves this machine"})
+        log.warning("forge.missing", extra={"reason": fault.sentence, "instead": "stand-in: nothing leaves this machine"})
     return "stand-in" if fault else "radicle"
+
+
+def _lost(error: HyperagentError, what: str, instead: str) -> HyperagentError:
+    """The refusal to fall behind what was chosen before; what is only away may come back, and is waited for."""
+    kind = DependencyDown if isinstance(error, DependencyDown) else NotReady
+    return kind(f"{what} on this host before, and now it cannot be used: {error.message}", mend=f"{error.mend} Or {instead}.")
 
 
 def with_settings(parts: Parts, **changes: object) -> Parts:

@@ -70,7 +70,7 @@ def draft(parts: Parts, draft_id: str) -> None:
         _write(s.db_url, held, state="failed", reason=str(error))
     except SystemExit:  # the worker is drained: another one begins anew
         _write(s.db_url, held, state="queued")
-        queue.signature(parts.app, queue.DRAFT, draft_id).apply_async()
+        queue.at_publisher(parts.app, queue.DRAFT, draft_id, project.publisher).apply_async()
         raise
     except Exception as error:
         _write(s.db_url, held, state="failed", reason=f"HyperAgent itself failed: {type(error).__name__}: {error}")
@@ -112,6 +112,7 @@ def _write(url: str, held: Held, *, lease: float | None = None, **values: Any) -
 def _written(parts: Parts, held: Held, project: Project, goal: str, root: Path, lease: Keeper) -> plans.Plan:
     chosen = choices.settle(parts.settings.choices(), project.settings)
     parts.runner.check()
+    parts.storage.check()
     ws = _clone(parts, held, project, root)
     persona = prompts.persona("planner", chosen.prompts)
     faults = ""

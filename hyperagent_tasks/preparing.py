@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from hyperagent_common import db, forge_state
-from hyperagent_common.errors import DependencyDown, ForgeRefused, Transient
+from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady, Transient
 from hyperagent_common.models import Project, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, projects, requirements
 from hyperagent_tasks.parts import Parts, instance
@@ -19,9 +19,15 @@ MATERIALISE_SECONDS = 300.0
 
 
 def decide(parts: Parts, step: StepSpec) -> None:
-    """Everything a step needs is there, or it ends here with the sentence that says what is not."""
-    parts.runner.check()
-    parts.forge.check()
+    """Everything a step needs is there, or it ends here with the sentence that says what is not.
+
+    What only this host lacks is waited for: another host may take the step, or somebody mends this one.
+    """
+    try:
+        parts.runner.check()
+        parts.forge.check()
+    except NotReady as error:
+        raise DependencyDown(error.message, mend=error.mend) from error
     if not step.rid:
         raise ForgeRefused(f"The project {step.project} is not registered on the forge.", mend="Register it again.")
     wanted = step.choices.of("coder") + (step.choices.of("verifier") if step.choices.verify else [])
@@ -29,6 +35,7 @@ def decide(parts: Parts, step: StepSpec) -> None:
     requirements.ready(parts, wanted, priced=priced)
     if step.commit is None:
         _publishable(parts, step)
+        parts.storage.check()  # else an agent runs, and its work cannot be kept
     with claims.fenced(parts.settings.db_url, step.claim) as (session, _row):
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
         attempt.sandbox, attempt.forge = parts.runner.name, parts.forge.name

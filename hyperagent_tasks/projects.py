@@ -130,7 +130,7 @@ def _alike(session: Session, parts: Parts, asked: Project) -> list[str]:
 
 
 def change(parts: Parts, change_id: str) -> None:
-    """Verify what was asked of a project and apply it, whole or not at all."""
+    """Verify what was asked of a project and apply it, whole or not at all, and once however often the message comes."""
     url = parts.settings.db_url
     with db.transaction(url, reading=True) as session:
         asked = session.get(ProjectChange, change_id)
@@ -140,12 +140,16 @@ def change(parts: Parts, change_id: str) -> None:
     try:
         head = _verified(parts, project, asked.values)
         with db.transaction(url) as session:
+            row = session.get_one(ProjectChange, change_id, with_for_update=True)
+            if row.state != "asked":
+                return
             projects.apply(session, asked.project_id, asked.version, asked.values)
-            session.get_one(ProjectChange, change_id).state = "done"
+            row.state = "done"
     except HyperagentError as error:
         with db.transaction(url) as session:
-            row = session.get_one(ProjectChange, change_id)
-            row.state, row.faults = "failed", [fault(error), *map(_plain, error.faults)]
+            row = session.get_one(ProjectChange, change_id, with_for_update=True)
+            if row.state == "asked":
+                row.state, row.faults = "failed", [fault(error), *map(_plain, error.faults)]
         return
     handover.keep_default(parts, project.id, project.name, head)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db
@@ -40,6 +41,8 @@ def reap(parts: Parts) -> dict[str, int]:
             done[name] = part(parts)
         except (HyperagentError, OSError) as error:
             log.warning("reap.failed", extra={"part": name, "error": str(error)})
+        except Exception:
+            log.exception("reap.failed", extra={"part": name})
     if any(done.values()):
         log.info("reaped", extra=done)
     return done
@@ -71,19 +74,22 @@ def _workspaces(parts: Parts) -> int:
     runs, ended = owned(parts), 0
     work = parts.settings.home / "work"
     for path in list(work.iterdir()) if work.is_dir() else []:
-        if not path.name.startswith(".") and not runs(path.name):
-            _store(parts, path)
+        if not path.name.startswith(".") and not runs(path.name) and _stored(parts, path):
             parts.runner.remove_tree(path)
             ended += 1
     return ended
 
 
-def _store(parts: Parts, path: Path) -> None:
-    """What its agent said is stored first; a storage that is away costs this, not the host's disk."""
+def _stored(parts: Parts, path: Path) -> bool:
+    """What its agent said is stored first; a storage that is away costs this, not the host's disk. False where the reaper of
+    another worker of this home stores the same now: the next look finds it stored."""
     try:
         recording.keep_left(parts, Workdir(path))
+    except IntegrityError:
+        return False
     except (HyperagentError, OSError) as error:
         log.warning("reap.unstored", extra={"path": str(path), "error": str(error)})
+    return True
 
 
 def _refs(parts: Parts) -> int:

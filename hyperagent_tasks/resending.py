@@ -1,20 +1,23 @@
-"""Upkeep of what is no step: drafts whose worker fell silent, drafts and registrations whose message was lost."""
+"""Upkeep of what is no step: drafts whose worker fell silent; drafts, registrations and changes whose message was lost."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 
+from celery import Celery
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db, queue
+from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.models import PlanDraft, Project
 from hyperagent_common.states import ProjectState
 from hyperagent_tasks.parts import Parts
 
 BATCH = 100
-REGISTERING = 30.0
-"""Seconds a registration may be at work, fetching from peers: before that its message is not taken for lost."""
+FETCHING = 30.0
+"""Seconds a registration or a change may be at work, fetching from peers: before that its message is not taken for lost."""
 MOST_CLAIMS = 3
 """A draft that has lost this many workers is given up."""
 SILENT = f"Its worker stopped answering, {MOST_CLAIMS} times. Ask for the draft again."
@@ -26,13 +29,26 @@ def reconcile(parts: Parts) -> dict[str, int]:
     with db.transaction(s.db_url) as session:
         moment = db.now(session)
         given_up, again = _silent(session, moment)
-        lost = _due(session, PlanDraft, "queued", moment, s.requeue_after, s.reconcile_seconds)
-        patience = max(s.requeue_after, REGISTERING)
-        registering = _due(session, Project, ProjectState.REGISTERING, moment, patience, s.reconcile_seconds)
-        for name, keys in ((queue.DRAFT, [*again, *lost]), (queue.REGISTER, registering)):
-            for key in keys:
-                db.after_commit(session, lambda name=name, key=key: queue.signature(parts.app, name, key).apply_async())
-    return {"draft_given_up": given_up, "draft": len(again) + len(lost), "register": len(registering)}
+        every, patience = s.reconcile_seconds, max(s.requeue_after, FETCHING)
+        drafts = again + _due(session, PlanDraft, "queued", moment, s.requeue_after, every)
+        changes = _due(session, ProjectChange, "asked", moment, patience, every)
+        anywhere = _due(session, Project, ProjectState.REGISTERING, moment, patience, every)
+        sends = [(queue.REGISTER, key, None) for key in anywhere]
+        sends += [(queue.DRAFT, *found) for found in _publishers(session, PlanDraft, drafts)]
+        sends += [(queue.CHANGE, *found) for found in _publishers(session, ProjectChange, changes)]
+        for send in sends:
+            db.after_commit(session, partial(_send, parts.app, *send))
+    return {"draft_given_up": given_up, "draft": len(drafts), "register": len(anywhere), "change": len(changes)}
+
+
+def _send(app: Celery, name: str, key: str, publisher: str | None) -> None:
+    queue.at_publisher(app, name, key, publisher).apply_async()
+
+
+def _publishers(session: Session, table: type[PlanDraft | ProjectChange], keys: list[str]) -> list[tuple[str, str | None]]:
+    """These, each with the host that publishes its project."""
+    query = select(table.id, Project.publisher).join(Project, Project.id == table.project_id).where(table.id.in_(keys))
+    return [(key, publisher) for key, publisher in session.execute(query.order_by(table.id))]
 
 
 def _silent(session: Session, moment: datetime) -> tuple[int, list[str]]:
@@ -51,7 +67,7 @@ def due(age: float, after: float, every: float) -> bool:
 
 
 def _due(
-    session: Session, table: type[PlanDraft | Project], state: str, moment: datetime, after: float, every: float
+    session: Session, table: type[PlanDraft | Project | ProjectChange], state: str, moment: datetime, after: float, every: float
 ) -> list[str]:
     """What has waited for a message; nothing about the sending is kept, so the age alone says whether it is time."""
     old = (table.state == state, table.created_at < moment - timedelta(seconds=after))

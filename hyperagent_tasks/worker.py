@@ -134,6 +134,12 @@ def _ready(sender: Any, **_: object) -> None:
         heartbeat.start(sender.hostname)
 
 
+@signals.heartbeat_sent.connect
+def _beating(**_: object) -> None:
+    """Celery's own timer calls this, in the main process."""
+    heartbeat.keep()
+
+
 @signals.worker_shutting_down.connect
 def _stopping(**_: object) -> None:
     heartbeat.stop()

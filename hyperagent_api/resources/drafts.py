@@ -38,7 +38,8 @@ def ask(name: str) -> Any:
         made = PlanDraft(id=new_id(), project_id=project.id, goal=goal, requested_by=who, created_at=db.now(session))
         session.add(made)
         draft_id = made.id
-        db.after_commit(session, lambda: queue.signature(app, queue.DRAFT, draft_id).apply_async())
+        message = queue.at_publisher(app, queue.DRAFT, draft_id, project.publisher)
+        db.after_commit(session, lambda: message.apply_async())
     return _read(draft_id, warnings)
 
 

@@ -8,6 +8,7 @@ import docker
 import requests
 from docker.errors import DockerException, ImageNotFound
 
+from hyperagent_common.errors import DependencyDown, NotReady
 from hyperagent_common.settings import Settings
 from hyperagent_tasks.gitgate import GitGate
 from hyperagent_tasks.radicle.base import Forge
@@ -19,22 +20,23 @@ from hyperagent_tasks.radicle.standin import StandInForge
 HELPER = Path(__file__).resolve().parents[2] / "images" / "radicle" / "rad-push"
 
 
-def missing(settings: Settings) -> str | None:
-    """Why there is no Radicle here, or None where there is."""
+def missing(settings: Settings) -> NotReady | DependencyDown | None:
+    """Why there is no Radicle here, or None where there is; `DependencyDown` where only the engine is away."""
     fault = _no_image(settings)
     if fault is None or (host_programs() and HELPER.exists()):
         return None
     return fault
 
 
-def _no_image(settings: Settings) -> str | None:
+def _no_image(settings: Settings) -> NotReady | DependencyDown | None:
     try:
         client = docker.from_env(timeout=5)
         client.images.get(settings.radicle_image)
     except ImageNotFound:
-        return f"the image {settings.radicle_image} is missing (ops/parts radicle-image)"
+        return NotReady(f"The image {settings.radicle_image} is missing.", mend="Run `ops/parts radicle-image`.")
     except (DockerException, requests.RequestException):
-        return "there is neither a Docker engine nor rad on this host"
+        told = "Neither does a Docker engine answer, nor is there rad on this host."
+        return DependencyDown(told, mend="Start the engine: `ops/parts engine` as root, or `systemctl start docker`.")
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -17,9 +18,12 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from hyperagent_common.errors import DependencyDown, NodeDown, NotReady, PushTimedOut
 from hyperagent_tasks import failpoints
+from hyperagent_tasks.runners.engine import Output
 
 START_SECONDS = 20.0
 CALL_SECONDS = 120.0
+LONGEST_SECONDS = 300.0
+"""`rad-push` ends each of its own commands after a minute: what takes longer than this stands still, with its engine."""
 KILLED = 137
 
 
@@ -121,12 +125,12 @@ class ContainerExecutor:
         api = self._client.api
         try:
             made = api.exec_create(self.name, list(argv), environment=failpoints.environment())["Id"]
-            out, err = api.exec_start(made, demux=True)
+            out, err = _outputs(Output(api.exec_start(made, socket=True)), LONGEST_SECONDS)
             code = api.exec_inspect(made)["ExitCode"]
         except (DockerException, requests.RequestException, TimeoutError) as error:
             raise self._trouble(error) from error
         ended = KILLED if code is None else int(code)  # None: the container ended under the command
-        return Done(ended, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace"))
+        return Done(ended, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
     def start_node(self) -> None:
         """Start or adopt the container; one of another image is made anew."""
@@ -181,8 +185,25 @@ class ContainerExecutor:
         if isinstance(error, APIError):
             return DependencyDown(f"The Docker engine refused the Radicle container: {error.explanation}")
         if isinstance(error, (requests.ReadTimeout, TimeoutError)):
-            return PushTimedOut(f"A command in the Radicle container did not end within {CALL_SECONDS:.0f} s.")
+            return PushTimedOut("A command in the Radicle container did not end in time.")
         return DependencyDown("The Docker engine does not answer.", mend="Start it: ops/parts engine.")
+
+
+def _outputs(output: Output, seconds: float) -> tuple[bytes, bytes]:
+    """All of stdout and stderr, to their end. Raises `TimeoutError` after so many seconds, whatever came until then."""
+    taken, deadline = {"stdout": bytearray(), "stderr": bytearray()}, time.monotonic() + seconds
+    poll = select.poll()
+    try:
+        poll.register(output, select.POLLIN | select.POLLHUP)
+        while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            frames = output.read()
+            if frames is None:
+                return bytes(taken["stdout"]), bytes(taken["stderr"])
+            for stream, data in frames:
+                taken[stream] += data
+        raise TimeoutError
+    finally:
+        output.close()
 
 
 class HostExecutor:

@@ -172,8 +172,10 @@ def told(*, image: str = "", fine: tuple[int, ...] = ()) -> Iterator[None]:
 
 def _refused(error: APIError, image: str) -> DependencyDown | NotReady:
     said = str(error.explanation or error).strip()
-    if error.status_code == 404 and "image" in said.lower():
+    if error.status_code == 404 and image and "image" in said.lower():
         return NotReady(f"The image {image} is not on this host.", mend="Build it: `ops/parts runner-image`.")
+    if error.status_code in (404, 409):  # somebody prunes, or another container has the name: it passes
+        return DependencyDown(f"The Docker engine lost the container: {said}", mend="See who removes containers there.")
     if error.status_code is not None and error.status_code < 500:
         return NotReady(f"The Docker engine refuses the sandbox: {said}", mend=SEE_DOCS)
     return DependencyDown(f"The Docker engine failed: {said}", mend="Look at its log; restart it where it stays so.")

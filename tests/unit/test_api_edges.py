@@ -13,6 +13,7 @@ import flask
 import pytest
 import redis
 from celery import Celery
+from celery.canvas import Signature
 
 from hyperagent_api.app import create_app
 from hyperagent_common import db, plan
@@ -209,24 +210,22 @@ def test_what_the_worker_writes_to_the_live_log_can_always_be_read(
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize(("publisher", "to"), [("h1", "steps.h1"), (None, "steps")])
+def test_a_draft_is_sent_to_the_host_that_has_the_projects_source(
+    app: flask.Flask, client: Any, monkeypatch: pytest.MonkeyPatch, publisher: str | None, to: str
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(Signature, "apply_async", lambda message: sent.append(message.options["queue"]))
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        session.query(Project).update({"publisher": publisher})
+    assert client.post("/api/v1/projects/p/drafts", json={"goal": "g"}).status_code == 202
+    assert sent == [to]
+
+
 def test_a_live_log_without_redis_is_empty(app: flask.Flask, client: Any) -> None:
     workflow_id, _ = running_attempt(app, client)
     answer = client.get(f"/api/v1/workflows/{workflow_id}/steps/a/log")
     assert (answer.status_code, answer.text) == (200, "")
-
-
-def test_a_broker_that_is_no_redis_has_no_live_log(tmp_path: Path) -> None:
-    loaded = config.load({"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_BROKER_URL": "amqp://127.0.0.1:9//"})
-    db.upgrade(loaded.db_url)
-    celery = Celery("t", broker="memory://", set_as_current=False)
-    celery.conf.task_routes = {}
-    app = create_app(loaded, celery=celery, storage=open_storage("memory://"))
-    with db.transaction(loaded.db_url) as session:
-        values = {"name": "p", "source": "/p", "default_branch": "main", "state": ProjectState.READY}
-        session.add(Project(id=new_id(), created_at=db.now(session), **values))
-    client = app.test_client()
-    workflow_id, _ = running_attempt(app, client)
-    assert client.get(f"/api/v1/workflows/{workflow_id}/steps/a/log").status_code == 200
 
 
 @pytest.mark.parametrize("name", ["plain.txt", 'quo"te', "line\nfeed", "back\\slash", "ümlaut", "a/../../b"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from celery.canvas import Signature
 
-from hyperagent_common import db, plan
+from hyperagent_common import db, plan, queue
+from hyperagent_common.errors import DependencyDown
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import PlanDraft, Project
 from hyperagent_common.states import ProjectState
@@ -109,3 +112,21 @@ def test_a_planner_that_is_broken_off_has_its_end_and_its_tokens(made: Make) -> 
         host.draft()
     (row,) = desk.runs(host.parts)
     assert (row.end_reason, row.input_tokens, row.finished_at is None) == ("crashed", 100, False)
+
+
+def test_a_planner_whose_answer_could_not_be_stored_is_not_asked(made: Make) -> None:
+    host = made(PLAN)
+    host.parts.__dict__["storage"] = Mock(check=Mock(side_effect=DependencyDown("The storage cannot be used.")))
+    found = host.draft()
+    assert (found.state, found.reason, host.seen) == ("failed", "The storage cannot be used.", [])
+
+
+def test_a_drained_draft_goes_back_to_the_host_that_has_its_source(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, sent = made(SystemExit()), list[tuple[str, str]]()
+    monkeypatch.setattr(Signature, "apply_async", lambda message: sent.append((message.task, message.options["queue"])))
+    host.parts.app.conf.task_routes = {}
+    with db.transaction(host.url) as session:
+        session.get_one(Project, host.project).publisher = "h1"
+    with pytest.raises(SystemExit):
+        host.draft()
+    assert sent == [(queue.DRAFT, "steps.h1")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
 
 from hyperagent_common import db
 from hyperagent_common import settings as config
+from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
@@ -85,3 +87,26 @@ def test_one_repository_is_one_project_whichever_way_leads_to_it(parts: Parts, t
     told = read(parts, other)
     assert (told.state, told.faults[0]["type"]) == (ProjectState.FAILED, "conflict")
     assert "'p'" in told.faults[0]["message"]
+
+
+def test_a_change_whose_message_comes_twice_is_applied_once_and_stays_done(parts: Parts, tmp_path: Path) -> None:
+    asked, url = row(parts, "p", tmp_path / "a"), parts.settings.db_url
+    projects.register(parts, asked.id)
+    with db.transaction(url) as session:
+        now = db.now(session)
+        change = ProjectChange(id=new_id(), project_id=asked.id, version=read(parts, asked).version, values={}, created_at=now)
+        session.add(change)
+    with pytest.MonkeyPatch.context() as patch:
+        verified = projects._verified
+
+        def slow(*said: Any) -> str:
+            patch.setattr(projects, "_verified", verified)
+            projects.change(parts, change.id)  # the second delivery, while the first is still at work
+            return verified(*said)
+
+        patch.setattr(projects, "_verified", slow)
+        projects.change(parts, change.id)
+    with db.transaction(url, reading=True) as session:
+        found = session.get_one(ProjectChange, change.id)
+        assert (found.state, found.faults) == ("done", [])
+    assert read(parts, asked).version == change.version + 1

@@ -1,4 +1,4 @@
-"""What the reconciler does for drafts and registrations, backlogs and its own standing; scratch that killed processes leave."""
+"""What the reconciler does for drafts, registrations and changes, backlogs and its own standing; what killed processes leave."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.canvas import Signature
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
-from hyperagent_common import db, events, queue
+from hyperagent_common import db, events, queue, settings
 from hyperagent_common.errors import OtherVersion, ProviderDown
 from hyperagent_common.events import EventKind
+from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import PlanDraft, Project, RunnerEvent, WorkflowStep
 from hyperagent_common.states import ProjectState, StepState
@@ -34,11 +36,13 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Named(Sent):
-    """Also keeps which tasks were sent by name."""
+    """Also keeps which tasks were sent by name, and to which queue."""
 
     def __init__(self) -> None:
         super().__init__()
         self.named: list[tuple[str, str]] = []
+        self.queues: list[str] = []
+        self.conf.task_routes = queue.make(settings.load({})).conf.task_routes
 
 
 @pytest.fixture
@@ -46,14 +50,11 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Named:
     """Sends are noted, not made."""
     made = Named()
 
-    class Noted:
-        def __init__(self, name: str, key: str) -> None:
-            self.said = (name, key)
+    def noted(message: Signature) -> None:
+        made.named.append((message.task, *message.args))
+        made.queues.append(message.options["queue"])
 
-        def apply_async(self) -> None:
-            made.named.append(self.said)
-
-    monkeypatch.setattr(queue, "signature", lambda _app, name, key: Noted(name, key))
+    monkeypatch.setattr(Signature, "apply_async", noted)
     monkeypatch.setattr(queue, "send_segment", lambda _app, workflow, links: made.segments.append((workflow, list(links))))
     return made
 
@@ -91,7 +92,9 @@ def test_a_draft_whose_worker_fell_silent_is_begun_anew_and_given_up_after_three
         assert (held.fence, goal, project is None) == (claim, "g", False)
         assert planning._take(url, draft_id, 60)[0] is None
         told = reconcile(url, named)
-        assert told == ({"draft_given_up": 0, "draft": 1, "register": 0} if claim < 3 else {**told, "draft_given_up": 1})
+        assert told == (
+            {"draft_given_up": 0, "draft": 1, "register": 0, "change": 0} if claim < 3 else {**told, "draft_given_up": 1}
+        )
         assert not planning._holds(url, held)
         assert not planning._write(url, held, state="done", document={})
     row = read(url, draft_id)
@@ -118,6 +121,29 @@ def test_a_lost_message_of_a_draft_or_a_registration_is_sent_again(url: str, nam
         project.state, project.created_at = ProjectState.REGISTERING, db.now(session) - timedelta(seconds=62)
     reconcile(url, named)
     assert sorted(named.named) == sorted([(queue.DRAFT, draft_id), (queue.REGISTER, project.id)])
+
+
+def test_what_only_one_host_can_do_is_sent_to_that_host(url: str, named: Named) -> None:
+    draft_id, change_id = drafted(url, created_at=datetime.now(UTC) - timedelta(seconds=121)), new_id()
+    with db.transaction(url) as session:
+        project = session.get_one(Project, session.get_one(PlanDraft, draft_id).project_id)
+        project.publisher, ago = "h1", db.now(session) - timedelta(seconds=61)
+        session.add(ProjectChange(id=change_id, project_id=project.id, version=1, values={}, created_at=ago))
+    assert reconcile(url, named) == {"draft_given_up": 0, "draft": 1, "register": 0, "change": 1}
+    assert sorted(zip(named.named, named.queues, strict=True)) == [
+        ((queue.CHANGE, change_id), "control.h1"),
+        ((queue.DRAFT, draft_id), "steps.h1"),
+    ]
+
+
+def test_a_change_that_was_answered_is_not_sent_again(url: str, named: Named) -> None:
+    project_id = read(url, drafted(url)).project_id
+    with db.transaction(url) as session:
+        ago = db.now(session) - timedelta(seconds=61)
+        for state in ("done", "failed"):
+            made = ProjectChange(id=new_id(), project_id=project_id, version=1, values={}, state=state, created_at=ago)
+            session.add(made)
+    assert reconcile(url, named)["change"] == 0
 
 
 @given(st.floats(0, 1e6), st.floats(1, 600), st.floats(0.5, 60))

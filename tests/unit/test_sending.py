@@ -123,4 +123,3 @@ def test_the_depth_of_the_queue_is_told_where_the_broker_answers(redis_url: str,
     assert queue.depth(redis_url) == 3
     celery.close()
     assert queue.depth("redis://127.0.0.1:1/0") is None
-    assert queue.depth("memory://") is None

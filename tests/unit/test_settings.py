@@ -45,6 +45,16 @@ def test_every_fault_is_told_at_once() -> None:
     }
 
 
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1//", "amqps://broker//", "sentinel://a:26379", "memory://"])
+def test_a_broker_that_is_no_redis_is_refused_with_what_it_must_be(url: str) -> None:
+    assert "redis://" in faults(HYPERAGENT_BROKER_URL=url)["HYPERAGENT_BROKER_URL"]
+
+
+@pytest.mark.parametrize("url", ["", "redis://h:6379/0", "rediss://u:p@h:1/0", "redis+socket:///run/redis.sock"])
+def test_every_way_to_a_redis_is_taken(url: str) -> None:
+    assert load({"HYPERAGENT_BROKER_URL": url}).broker_url == url
+
+
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('api_port = 1111\nagent_model = "a/b"\n[providers.a]\nkind = "openai"\nbase_url = "http://x"\n')
