@@ -60,10 +60,20 @@ def create_app(settings: Settings, *, celery: Celery | None = None, storage: Sto
 
 
 def _register(app: flask.Flask) -> None:
-    from hyperagent_api.resources import actions, artifacts, drafts, forge_health, health, project_changes, projects, workflows
+    from hyperagent_api.resources import (
+        actions,
+        artifacts,
+        drafts,
+        forge_health,
+        health,
+        logs,
+        project_changes,
+        projects,
+        workflows,
+    )
 
     api = Api(app)
-    for resource in (projects, project_changes, drafts, workflows, actions, artifacts, health, forge_health):
+    for resource in (projects, project_changes, drafts, workflows, logs, actions, artifacts, health, forge_health):
         api.register_blueprint(resource.blueprint)
 
 

@@ -19,6 +19,7 @@ from hyperagent_api.client import ApiClient
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
 from hyperagent_common.errors import BadInput, DependencyDown, Fault
+from hyperagent_common.ids import new_id
 
 MAX_PLAN = 64 << 20
 DRAFTING = ("queued", "running")
@@ -137,8 +138,7 @@ def plan_check(file: str, as_json: bool) -> None:
 def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_json: bool) -> None:
     """Submit the plan in FILE (YAML or JSON, - for stdin)."""
     client = api()
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    workflow = client.post("/api/v1/workflows", {"project": project_name, "plan": read_plan(file)}, **headers)
+    workflow = _submitted(client, {"project": project_name, "plan": read_plan(file)}, idempotency_key or new_id())
     for warning in workflow["warnings"]:
         words(f"warning: {warning}")
     if follow:
@@ -146,6 +146,21 @@ def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_jso
     emit(workflow) if as_json else click.echo(workflow["id"] if not follow else summary(workflow))
     if follow and workflow["state"] != "done":
         sys.exit(FAILED)
+
+
+def _submitted(client: ApiClient, body: dict[str, Any], key: str, *, again: bool = False) -> dict[str, Any]:
+    """The workflow; where the connection broke it is asked for once more, under a key that makes two requests one.
+
+    Raises `DependencyDown` where that broke too, telling the key: whether the plan was taken is not known then.
+    """
+    try:
+        workflow: dict[str, Any] = client.post("/api/v1/workflows", body, **{"Idempotency-Key": key})
+    except DependencyDown as error:
+        if not again:
+            return _submitted(client, body, key, again=True)
+        mend = f"{error.mend} Then submit with --idempotency-key {key}: what was taken already is found."
+        raise DependencyDown(error.message, mend=mend) from error
+    return workflow
 
 
 def summary(workflow: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import selectinload
 from hyperagent_api import bodies
 from hyperagent_api.app import orm
 from hyperagent_api.resources.workflows import find, page_limit
-from hyperagent_api.schemas import DeadLetterSchema, WorkflowListedSchema
+from hyperagent_api.schemas import DeadLetterSchema, WorkflowListedSchema, answer
 from hyperagent_common import actions, db
 from hyperagent_common.errors import BadInput, Fault
 from hyperagent_common.models import DeadLetter, Workflow, WorkflowStep
@@ -49,8 +49,7 @@ def _route(action: Action) -> None:
         app = flask.current_app.extensions["queue"]
         known = _found(workflow_id)
         with db.transaction(settings.db_url) as session:
-            actions.take(session, app, known, action, budget=settings.max_attempts, **asked)
-        return _listed(known)
+            return _listed(actions.take(session, app, known, action, budget=settings.max_attempts, **asked))
 
     post.__name__, post.__doc__ = action.value, f"{action.value.capitalize()} a workflow; true when it answers."
     described = blueprint.doc(requestBody=BODY)(
@@ -76,8 +75,7 @@ def retry_step(workflow_id: str, key: str) -> Any:
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
-        actions.retry_step(session, app, known, key, budget=settings.max_attempts, **asked)
-    return _listed(known)
+        return _listed(actions.retry_step(session, app, known, key, budget=settings.max_attempts, **asked))
 
 
 @blueprint.route("/dead-letters")
@@ -112,8 +110,7 @@ def replay(letter_id: str) -> Any:
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
-        actions.replay(session, app, known, budget=settings.max_attempts, **asked)
-    return orm.session.get(DeadLetter, known)
+        return answer(DeadLetterSchema, actions.replay(session, app, known, budget=settings.max_attempts, **asked))
 
 
 @blueprint.route("/dead-letters/<letter_id>/discard", methods=["POST"])
@@ -126,8 +123,7 @@ def discard(letter_id: str) -> Any:
     asked, known = _without_reason(), _found(letter_id, DeadLetter.id, "dead letter", "dead-letters list")
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
-        actions.discard(session, known, **asked)
-    return orm.session.get(DeadLetter, known)
+        return answer(DeadLetterSchema, actions.discard(session, known, **asked))
 
 
 def _found(prefix: str, *what: Any) -> str:
@@ -164,7 +160,5 @@ def _without_reason() -> dict[str, Any]:
     return {name: value for name, value in _asked().items() if name != "reason"}
 
 
-def _listed(workflow_id: str) -> Any:
-    query = select(Workflow).where(Workflow.id == workflow_id).options(selectinload(Workflow.project))
-    found = orm.session.scalars(query).one()
-    return found, 200, {"ETag": f'"{found.version}"'}
+def _listed(found: Workflow) -> flask.Response:
+    return answer(WorkflowListedSchema, found, ETag=f'"{found.version}"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,13 +10,14 @@ import flask
 import psycopg
 import pytest
 from sqlalchemy import QueuePool, event, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from hyperagent_api.app import orm
 from hyperagent_common import db
 from tests.unit.test_api_edges import app, client, submit
+from tests.unit.test_api_letters import letter
 
-__all__ = ["app", "client"]
+__all__ = ["app", "client", "letter"]
 
 
 def url(app: flask.Flask) -> str:
@@ -88,3 +90,47 @@ def test_a_connection_that_ended_in_a_read_is_503_whatever_the_driver_calls_it(a
     finally:
         event.remove(engine, "handle_error", ended)
         event.remove(engine, "before_cursor_execute", broken)
+
+
+@contextlib.contextmanager
+def away_after_a_commit(app: flask.Flask) -> Iterator[None]:
+    """From the first commit on, the database does not answer."""
+    engine, committed = db.engine(url(app)), []
+
+    def commit(_: Any) -> None:
+        committed.append(True)
+
+    def begin(_: Any) -> None:
+        if committed:
+            raise OperationalError("BEGIN", {}, Exception("away"))
+
+    event.listen(engine, "commit", commit)
+    event.listen(engine, "begin", begin)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", commit)
+        event.remove(engine, "begin", begin)
+
+
+def test_what_is_committed_is_answered_without_the_database(app: flask.Flask, client: Any, letter: dict[str, Any]) -> None:
+    path = f"/api/v1/workflows/{letter['workflow_id']}"
+    with away_after_a_commit(app):
+        assert client.post(f"{path}/retry").json["state"] == "running"
+    with away_after_a_commit(app):
+        assert client.post(f"{path}/pause").headers["ETag"] == f'"{letter["workflow_version"] + 2}"'
+    with away_after_a_commit(app):
+        made = submit(client)
+        assert (made.status_code, [step["key"] for step in made.json["steps"]]) == (202, ["a"])
+        assert client.get("/api/v1/workflows").status_code == 503
+    with away_after_a_commit(app):
+        assert client.patch("/api/v1/projects/p", json={"description": "new"}).json["description"] == "new"
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+def test_a_letter_that_is_closed_is_answered_without_the_database(
+    app: flask.Flask, client: Any, letter: dict[str, Any], action: str
+) -> None:
+    with away_after_a_commit(app):
+        told = client.post(f"/api/v1/dead-letters/{letter['id']}/{action}")
+    assert (told.status_code, told.json["resolution"], told.json["step"]) == (200, f"{action}ed", "a")

@@ -20,6 +20,8 @@ WORKFLOW = {
     "id": "0199aaaa", "title": "t", "state": "done", "project": "p", "branch": "b", "steps": [], "patch": None,
     "patch_skip": None, "reason": None,
 }  # fmt: skip
+keys: list[str] = []
+"""The idempotency key of each request."""
 Answers = Callable[[str], tuple[int, bytes, bool]]
 """For a path: the status, the body, and whether the connection is cut before the body has ended."""
 
@@ -28,6 +30,7 @@ Answers = Callable[[str], tuple[int, bytes, bool]]
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Answers], list[str]]]:
     """Answer the CLI from a function; gives the list of paths asked for."""
     servers: list[ThreadingHTTPServer] = []
+    keys.clear()
 
     def start(answers: Answers) -> list[str]:
         asked: list[str] = []
@@ -39,6 +42,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
 
             def do_GET(self) -> None:
                 asked.append(self.path)
+                keys.append(self.headers.get("Idempotency-Key", ""))
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status, body, cut = answers(self.path)
                 self.send_response(status)
                 self.send_header("Transfer-Encoding", "chunked")
@@ -199,6 +204,20 @@ def test_what_an_agent_wrote_is_shown_to_the_terminal_and_not_obeyed(serve: Call
         assert "x\\x1b]0;owned\\x07\\x1b[2J\\x9b2J" in done.output, done.output
         assert all(char.isprintable() or char == "\n" for char in done.output), words
     assert not any(line.startswith("  done      forged") for line in call("show", "0199").output.splitlines())
+
+
+def test_a_submission_whose_answer_broke_off_is_sent_once_more_under_its_own_key(
+    serve: Callable[[Answers], list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    told = json.dumps({**WORKFLOW, "warnings": []}).encode()
+    answers = [(200, told, True), (200, told, False), (502, b"", False), (502, b"", False)]
+    serve(lambda _: answers.pop(0))
+    done = call("run", str(tmp_path / "plan.yaml"), "--project", "p")
+    assert (done.exit_code, done.stdout) == (output.DONE, f"{WORKFLOW['id']}\n")
+    lost = call("run", str(tmp_path / "plan.yaml"), "--project", "p")
+    assert (lost.exit_code, answers) == (output.UNREACHABLE, [])
+    assert (keys[0] == keys[1] != keys[2] == keys[3], f"--idempotency-key {keys[3]}" in lost.stderr) == (True, True)
 
 
 def test_a_letter_without_a_reason_is_listed(serve: Callable[[Answers], list[str]]) -> None:
