@@ -47,16 +47,19 @@ def position(text: str) -> int:
     return int(text)
 
 
-def health_events(url: str, standing: Callable[[], dict[str, Any]], after: int = 0) -> Iterator[str]:
-    """Every RunnerEvent after `after` (0: from now on), and `standing()` every two seconds; ends after ten minutes."""
+def health_events(url: str, standing: Callable[[], dict[str, Any]], after: int | None) -> Iterator[str]:
+    """Every RunnerEvent after `after` (None: from now on), and `standing()` every two seconds; ends after ten minutes.
+
+    Each has an id to come back with, so that what happens meanwhile is told also to who has heard of no event yet.
+    """
     yield "retry: 2000\n\n"
     began, again = time.monotonic(), 0.0
     with db.transaction(url, reading=True) as session:
-        after = after or events.last_id(session)
+        after = events.last_id(session) if after is None else after
     while time.monotonic() - began < LONGEST_SECONDS:
         if time.monotonic() >= again:
             again = time.monotonic() + STANDING_SECONDS
-            yield f"event: health\ndata: {json.dumps(standing())}\n\n"
+            yield f"id: {after}\nevent: health\ndata: {json.dumps(standing())}\n\n"
         with db.transaction(url, reading=True) as session:
             found = [events.view(entry) for entry in events.read_on(session, after, BATCH)[0]]
         for entry in found:

@@ -65,7 +65,8 @@ def workflows() -> Any:
 def follow() -> flask.Response:
     """The same as server-sent events: `health` every two seconds, and every RunnerEvent as it comes (`Last-Event-ID`)."""
     settings: Settings = flask.current_app.extensions["settings"]
-    after = stream.position(flask.request.headers.get("Last-Event-ID", "0"))
+    heard = flask.request.headers.get("Last-Event-ID")
+    after = None if heard is None else stream.position(heard)
     orm.session.remove()
 
     def standing() -> dict[str, Any]:
