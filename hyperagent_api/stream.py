@@ -22,6 +22,8 @@ PING_SECONDS = 15.0
 LONGEST_SECONDS = 600.0
 BATCH = 200
 STANDING_SECONDS = 2.0
+LOG_PAGE = 1000
+"""Entries of a live log in one answer: a shorter one is the last there is."""
 MOST = 48
 RETRY_AFTER_SECONDS = 5
 USED_UP = f"{MOST} event streams are open, and no more are served at one time."

@@ -38,10 +38,12 @@ def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
 
 
 def _events(client: ApiClient, path: str, after: int) -> Iterator[dict[str, Any]]:
-    """The stream; where the API has none free, one page of events. Raises `DependencyDown`, `NotReady`."""
+    """The stream; where the API has none free, pages of events until one is empty. Raises `DependencyDown`, `NotReady`."""
     try:
         yield from client.events(f"{path}/stream", after)
     except NotReady:
         ended = client.get(path)["state"] in WORKFLOW_ENDED  # asked first: no event comes after its end
-        yield from client.get(f"{path}/events", after=after)
+        while page := client.get(f"{path}/events", after=after):
+            yield from page
+            after = page[-1]["id"]
         yield {"kind": "end" if ended else "ping"}

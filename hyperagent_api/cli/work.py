@@ -15,7 +15,8 @@ import yaml
 from hyperagent_api import bodies
 from hyperagent_api.cli.follow import watched
 from hyperagent_api.cli.output import FAILED, emit, first_line, guarded, json_option, patch_lines, plain, words
-from hyperagent_api.client import ApiClient
+from hyperagent_api.client import ApiClient, lines
+from hyperagent_api.stream import LOG_PAGE
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
 from hyperagent_common.errors import BadInput, DependencyDown, Fault
@@ -247,12 +248,15 @@ def logs(workflow: str, step: str | None, attempt: int | None, follow: bool, as_
     while True:
         answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{key}/log", after=after, **query)
         live = answer.headers.get("X-Log") == "live"
-        for line in answer.iter_lines(decode_unicode=True):
+        told = 0
+        for line in filter(None, lines(answer, 4096)):
             after = json.loads(line).get("id", after) if live else after
+            told += 1
             click.echo(line if as_json else readable(line))
-        if not (follow and live and answer.headers["X-Attempt-State"] == "running"):
+        more = live and told == LOG_PAGE
+        if not more and not (follow and live and answer.headers["X-Attempt-State"] == "running"):
             return
-        time.sleep(0.5)
+        time.sleep(0 if more else 0.5)
 
 
 def _interesting(workflow: dict[str, Any]) -> str:

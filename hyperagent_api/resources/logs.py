@@ -12,7 +12,9 @@ from flask_smorest import Blueprint
 from sqlalchemy import select
 
 from hyperagent_api.app import orm
+from hyperagent_api.resources import artifacts
 from hyperagent_api.resources.workflows import find, number
+from hyperagent_api.stream import LOG_PAGE
 from hyperagent_common.errors import BadInput, Fault, NotFound
 from hyperagent_common.models import Artifact, StepAttempt, WorkflowStep
 from hyperagent_common.settings import Settings
@@ -46,8 +48,8 @@ def log(workflow_id: str, key: str) -> flask.Response:
     ended = attempt.state != AttemptState.RUNNING
     headers = {"X-Attempt": str(attempt.number), "X-Attempt-State": attempt.state}
     if row is not None and ended:
-        storage = flask.current_app.extensions["storage"]
-        return flask.Response(storage.stream(row.key), mimetype="application/jsonl", headers=headers)
+        return flask.Response(artifacts.begun(row), mimetype="application/jsonl", headers=headers)
+    orm.session.remove()
     lines = _live(settings, attempt.id, flask.request.args.get("after", "0"))
     return flask.Response(lines, mimetype="application/jsonl", headers={**headers, "X-Log": "live"})
 
@@ -60,7 +62,7 @@ def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
         return iter(())  # another broker keeps no live log
     client = redis.Redis.from_url(url, socket_timeout=3, decode_responses=True)
     try:
-        entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=1000)
+        entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=LOG_PAGE)
     except redis.RedisError:
         entries = []  # the live view is gone with Redis; the kept stream comes at the end
     finally:

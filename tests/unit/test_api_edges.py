@@ -252,6 +252,17 @@ def test_an_artifact_the_storage_lost_is_not_found(app: flask.Flask, client: Any
     assert client.get(f"/api/v1/artifacts/{row.id}").status_code == 404
 
 
+def test_a_kept_log_the_storage_lost_is_not_found(app: flask.Flask, client: Any) -> None:
+    workflow_id, attempt_id = running_attempt(app, client)
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        session.get_one(StepAttempt, attempt_id).state = AttemptState.SUCCEEDED
+        row = Artifact(workflow_id=workflow_id, attempt_id=attempt_id, name="agent-stream.jsonl", key="gone", media_type="a/b",
+                       size=4, sha256="0" * 64, trust="claimed", created_at=db.now(session))  # fmt: skip
+        session.add(row)
+    answer = client.get(f"/api/v1/workflows/{workflow_id}/steps/a/log")
+    assert (answer.status_code, answer.content_type) == (404, "application/problem+json")
+
+
 def test_a_database_that_is_away_is_503_on_reads_too(tmp_path: Path) -> None:
     env = {"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
     client = create_app(config.load(env), storage=open_storage("memory://")).test_client()
