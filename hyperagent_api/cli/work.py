@@ -19,7 +19,7 @@ from hyperagent_api.client import ApiClient, lines
 from hyperagent_api.stream import LOG_PAGE
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
-from hyperagent_common.errors import BadInput, DependencyDown, Fault
+from hyperagent_common.errors import AgentFailed, BadInput, DependencyDown, Fault, NotReady
 from hyperagent_common.ids import new_id
 
 MAX_PLAN = 64 << 20
@@ -91,14 +91,14 @@ def plan_show(draft: str, output: Path | None, as_json: bool) -> None:
     """The plan of a DRAFT that was asked for before."""
     made = api().get(f"/api/v1/drafts/{quote(draft, safe='')}")
     if made["state"] in DRAFTING:
-        raise BadInput(f"The draft {made['id']} is still {made['state']}.", mend="Ask again in a minute.")
+        raise NotReady(f"The draft {made['id']} is still {made['state']}.", mend="Ask again in a minute.")
     _give(made, output, as_json)
 
 
 def _give(made: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    """A draft's plan, to a file or to stdout; `--json` tells the draft itself on stdout. Raises `BadInput`."""
+    """A draft's plan, to a file or to stdout; `--json` tells the draft itself on stdout. Raises `AgentFailed`, `BadInput`."""
     if made["state"] != "done":
-        raise BadInput(made["reason"] or "The planner wrote no plan.")
+        raise AgentFailed(made["reason"] or "The planner wrote no plan.")
     text = yaml.safe_dump(made["plan"], sort_keys=False, allow_unicode=True, width=100)
     if as_json:
         emit(made)
@@ -215,7 +215,7 @@ def list_workflows(project_name: str | None, state: str | None, limit: int, as_j
 @guarded
 def show(workflow: str, as_json: bool) -> None:
     """Show a workflow (an id or a unique beginning of one)."""
-    found = api().get(f"/api/v1/workflows/{workflow}")
+    found = api().get(f"/api/v1/workflows/{quote(workflow, safe='')}")
     emit(found) if as_json else click.echo(summary(found))
 
 
@@ -241,12 +241,12 @@ def watch(workflow: str, as_json: bool) -> None:
 def logs(workflow: str, step: str | None, attempt: int | None, follow: bool, as_json: bool) -> None:
     """Print the agent's log of STEP; default: the first step that runs, else the last that ran."""
     client = api()
-    found = client.get(f"/api/v1/workflows/{workflow}")
+    found = client.get(f"/api/v1/workflows/{quote(workflow, safe='')}")
     key = step or _interesting(found)
     query: dict[str, Any] = {"attempt": attempt} if attempt else {}
     after = "0"
     while True:
-        answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{key}/log", after=after, **query)
+        answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{quote(key, safe='')}/log", after=after, **query)
         live = answer.headers.get("X-Log") == "live"
         told = 0
         for line in filter(None, lines(answer, 4096)):
@@ -286,7 +286,7 @@ def readable(line: str) -> str:
 @guarded
 def artifact(artifact_id: str, output: Path) -> None:
     """Download an artifact."""
-    answer = api().raw(f"/api/v1/artifacts/{artifact_id}")
+    answer = api().raw(f"/api/v1/artifacts/{quote(artifact_id, safe='')}")
     partial = output.with_name(output.name + ".partial")
     with partial.open("wb") as file:
         for chunk in answer.iter_content(1 << 20):

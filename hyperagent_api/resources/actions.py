@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import flask
@@ -142,8 +143,10 @@ def _asked() -> dict[str, Any]:
     body = bodies.mapping() if flask.request.get_data(cache=True) else {}
     faults = bodies.unknown(body, ("reason", "version"))
     reason, version = body.get("reason", ""), body.get("version")
-    if not isinstance(reason, str) or len(reason) > MAX_REASON or not all(c.isprintable() or c in "\n\t" for c in reason):
+    if not isinstance(reason, str) or len(reason) > MAX_REASON:
         faults.append(Fault("reason", f"must be text of at most {MAX_REASON} characters"))
+    elif odd := next((c for c in reason if not _taken(c)), ""):
+        faults.append(Fault("reason", f"holds the character U+{ord(odd):04X}, which is not taken; leave it out"))
     match = flask.request.headers.get("If-Match")
     if match is not None:
         plain = match.strip().removeprefix("W/").strip('"')
@@ -153,6 +156,11 @@ def _asked() -> dict[str, Any]:
     if faults:
         raise BadInput("The request is wrong.", faults=faults, mend="Mend each.")
     return {"reason": reason, "version": version, "by": _by()}
+
+
+def _taken(char: str) -> bool:
+    """Whether a character may be in a reason: what shows, line feed, tab, spaces of all kinds, and what joins emoji."""
+    return char.isprintable() or char in "\n\t\u200c\u200d" or unicodedata.category(char) == "Zs"
 
 
 def _without_reason() -> dict[str, Any]:

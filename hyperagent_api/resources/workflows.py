@@ -131,9 +131,11 @@ def _submitted(settings: Settings, body: dict[str, Any], key: str | None, *, ask
     """202 and the workflow, with warnings; 200 where this key had made it before. The answer is ready before the commit."""
     with db.transaction(settings.db_url) as session:
         project, parsed = _read(session, body, key)
-        before = workflows.repeated(session, key, workflows.request_digest(project.name, parsed))
+        before = workflows.repeated(session, key, workflows.request_digest(body["project"], parsed))
         if before is not None:
             return _told(session, before.id, 200, [])
+        if isinstance(project, HyperagentError):
+            raise project
         warnings = readiness.require(session, settings)
         warnings += readiness.require_forge(session, settings, project, asked=asked)
         made = workflows.submit(
@@ -154,30 +156,29 @@ def _told(session: Session, workflow_id: str, status: int, warnings: list[str]) 
     return answer(WorkflowSchema, found, status, Location=flask.url_for("workflows.OneWorkflow", workflow_id=workflow_id))
 
 
-def _read(session: Session, body: dict[str, Any], key: str | None) -> tuple[Project, plan.Plan]:
-    """The project and the plan, or one refusal naming every fault of both."""
+def _read(session: Session, body: dict[str, Any], key: str | None) -> tuple[Project | HyperagentError, plan.Plan]:
+    """The project, or why it takes nothing now, and the plan; or one refusal naming every fault of both."""
     faults = bodies.unknown(body, ("project", "plan"))
     if key is not None and len(key) > MAX_KEY:
         faults.append(Fault("Idempotency-Key", f"has {len(key)} characters; at most {MAX_KEY} are taken"))
-    project, lacking = _project(session, body.get("project"))
+    project = _project(session, body.get("project"))
     try:
         parsed = plan.parse(body.get("plan"))
     except BadInput as error:
         faults += [Fault(f.field if f.field == "plan" else f"plan.{f.field}", f.message) for f in error.faults]
-    if faults:
-        raise BadInput("The request is wrong.", faults=[*faults, *(lacking.faults if lacking else ())], mend="Mend each.")
-    if lacking is not None or project is None:
-        raise lacking or NotFound()
+    if faults or not isinstance(body.get("project"), str):
+        lacking = project.faults if isinstance(project, HyperagentError) else ()
+        raise BadInput("The request is wrong.", faults=[*faults, *lacking], mend="Mend each.")
     return project, parsed
 
 
-def _project(session: Session, name: Any) -> tuple[Project | None, HyperagentError | None]:
+def _project(session: Session, name: Any) -> Project | HyperagentError:
     if not isinstance(name, str):
-        return None, BadInput("The request is wrong.", faults=[Fault("project", "must be the name of a project")])
+        return BadInput("The request is wrong.", faults=[Fault("project", "must be the name of a project")])
     try:
-        return workflows.project(session, name), None
+        return workflows.project(session, name)
     except HyperagentError as error:
-        return None, error
+        return error
 
 
 def find(prefix: str, ids: InstrumentedAttribute[str] = Workflow.id, what: str = "workflow", shown: str = "list") -> str:

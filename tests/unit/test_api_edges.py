@@ -271,6 +271,18 @@ def test_a_database_that_is_away_is_503_on_reads_too(tmp_path: Path) -> None:
         assert (path, answer.status_code) == (path, 503)
 
 
+def test_a_key_finds_its_workflow_also_where_the_project_is_removed(client: Any) -> None:
+    key = {"Idempotency-Key": "k"}
+    made = submit(client, **key).json["id"]
+    client.post(f"/api/v1/workflows/{made}/cancel")
+    assert client.delete("/api/v1/projects/p").status_code == 204
+    again = submit(client, **key)
+    assert (again.status_code, again.json["id"], again.json["state"]) == (200, made, "cancelled")
+    assert submit(client, {"project": "q", "plan": PLAN}, **key).status_code == 409
+    assert submit(client).status_code == 404
+    assert submit(client, {"project": 7, "plan": PLAN}, **key).status_code == 422
+
+
 def test_a_refused_token_says_how_to_ask(tmp_path: Path) -> None:
     loaded = config.load({"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_API_TOKEN": "hak-0123456789"})
     answer = create_app(loaded, storage=open_storage("memory://")).test_client().get("/api/v1/projects")

@@ -203,6 +203,7 @@ def test_what_an_agent_wrote_is_shown_to_the_terminal_and_not_obeyed(serve: Call
         "/api/v1/drafts/d": {"id": "d", "state": "failed", "reason": EVIL},
     }
     serve(lambda path: (200, json.dumps(answers[path.partition("?")[0]]).encode(), False))
+    assert call("plan", "show", "d").exit_code == output.FAILED
     for words in (["show", "0199"], ["list"], ["dead-letters", "list"], ["plan", "show", "d"]):
         done = call(*words)
         assert "x\\x1b]0;owned\\x07\\x1b[2J\\x9b2J" in done.output, done.output
@@ -232,6 +233,21 @@ def test_an_event_is_one_line_whatever_its_words_hold(serve: Callable[[Answers],
     serve(lambda path: (200, sent if "/stream" in path else json.dumps(WORKFLOW).encode(), False))
     done = call("watch", "0199")
     assert (done.exit_code, "paused a" in done.stderr) == (output.DONE, True)
+
+
+def test_a_draft_the_planner_is_still_at_is_not_ready(serve: Callable[[Answers], list[str]]) -> None:
+    serve(lambda _: (200, b'{"id": "d", "state": "running"}', False))
+    assert call("plan", "show", "d").exit_code == output.UNREACHABLE
+
+
+@pytest.mark.parametrize("words", [("show",), ("watch",), ("logs",), ("artifact", "-o", "OUT")])
+def test_an_id_is_asked_for_as_it_is_and_leads_nowhere_else(
+    serve: Callable[[Answers], list[str]], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    asked = serve(lambda _: (404, b'{"title": "There is none."}', False))
+    done = call(*[str(tmp_path / "out") if word == "OUT" else word for word in words], "../projects?x")
+    assert (done.exit_code, "There is none." in done.stderr) == (output.NOT_FOUND, True)
+    assert [path.rpartition("/")[2] for path in asked] == ["..%2Fprojects%3Fx"]
 
 
 def test_a_submission_whose_answer_broke_off_is_sent_once_more_under_its_own_key(
