@@ -10,6 +10,7 @@ import flask
 from celery import Celery
 from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine
 
 from hyperagent_api import problems
 from hyperagent_common import __version__, db, queue
@@ -17,8 +18,19 @@ from hyperagent_common.models import Base
 from hyperagent_common.settings import Settings
 from hyperagent_common.storage import Storage, open_storage
 
-orm = SQLAlchemy(metadata=Base.metadata, disable_autonaming=True)
-"""Reads go through its session; writes go through `db.transaction`, which sends only after the commit."""
+
+class _Reads(SQLAlchemy):
+    """Flask-SQLAlchemy's session on the process's own engine, so that what holds for writes (timeouts, pings) holds for reads."""
+
+    def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: flask.Flask) -> Engine:
+        settings: Settings = app.extensions["settings"]
+        return db.engine(settings.db_url).execution_options(reading=True)
+
+
+orm = _Reads(metadata=Base.metadata, disable_autonaming=True)
+"""Reads go through its session; writes go through `db.transaction`, which sends only after the commit. Both take connections
+of one pool: `orm.session.remove()` comes before a transaction, and before whatever waits. On SQLite the session reads
+one snapshot until then."""
 OPEN_PATHS = ("/healthz", "/readyz")
 
 
@@ -28,7 +40,6 @@ def create_app(settings: Settings, *, celery: Celery | None = None, storage: Sto
     app.config.update(
         MAX_CONTENT_LENGTH=settings.api_body_limit,
         SQLALCHEMY_DATABASE_URI=db.driver_url(settings.db_url),
-        SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": True},
         API_TITLE="HyperAgent",
         API_VERSION=__version__,
         OPENAPI_VERSION="3.1.0",
@@ -49,10 +60,20 @@ def create_app(settings: Settings, *, celery: Celery | None = None, storage: Sto
 
 
 def _register(app: flask.Flask) -> None:
-    from hyperagent_api.resources import actions, artifacts, drafts, forge_health, health, project_changes, projects, workflows
+    from hyperagent_api.resources import (
+        actions,
+        artifacts,
+        drafts,
+        forge_health,
+        health,
+        logs,
+        project_changes,
+        projects,
+        workflows,
+    )
 
     api = Api(app)
-    for resource in (projects, project_changes, drafts, workflows, actions, artifacts, health, forge_health):
+    for resource in (projects, project_changes, drafts, workflows, logs, actions, artifacts, health, forge_health):
         api.register_blueprint(resource.blueprint)
 
 

@@ -51,9 +51,9 @@ class ApiClient:
         Raises `DependencyDown` where the stream ends before: come back with the last id.
         """
         answer = self._ask("GET", path, params={"after": after}, stream=True)
-        kind, answer.encoding = "", "utf-8"
+        kind = ""
         try:
-            for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+            for line in lines(answer, 1):
                 if line.startswith("event: "):
                     kind = line[7:]
                 elif line.startswith(":"):
@@ -85,6 +85,12 @@ class ApiClient:
 
     def _down(self) -> DependencyDown:
         return DependencyDown(f"The API at {self.url} does not answer.", mend="Start it: `hyperagent up`.")
+
+
+def lines(answer: requests.Response, size: int) -> Iterator[str]:
+    """The lines of an answer as they come: a line feed ends one and nothing else does, whatever a text in it holds."""
+    for line in answer.iter_lines(chunk_size=size, delimiter=b"\n"):
+        yield line.decode("utf-8", "replace")
 
 
 def _error(answer: requests.Response) -> HyperagentError:

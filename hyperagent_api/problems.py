@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import flask
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
 from hyperagent_common.errors import HyperagentError
@@ -32,13 +32,21 @@ def install(app: flask.Flask) -> None:
     """Answer every error of the application as a problem."""
     app.register_error_handler(HyperagentError, _ours)
     app.register_error_handler(HTTPException, _http)
-    app.register_error_handler(OperationalError, _database)
+    app.register_error_handler(DBAPIError, _database)
+    app.register_error_handler(TimeoutError, _used_up)
     app.register_error_handler(Exception, _unforeseen)
 
 
-def _database(error: OperationalError) -> flask.Response:
+def _database(error: DBAPIError) -> flask.Response:
+    if not isinstance(error, OperationalError) and not error.connection_invalidated:
+        return _unforeseen(error)
     log.warning("database.down", extra={"error": str(error.orig)})
     return problem(503, "dependency-down", "The database does not answer.", mend="Start it, or mend HYPERAGENT_DATABASE_URL.")
+
+
+def _used_up(error: TimeoutError) -> flask.Response:
+    log.warning("database.connections_used_up", extra={"error": str(error)})
+    return problem(503, "dependency-down", "Every connection to the database is in use.", mend="Ask again.")
 
 
 def _ours(error: HyperagentError) -> flask.Response:

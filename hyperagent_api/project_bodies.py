@@ -14,8 +14,9 @@ from hyperagent_common.errors import BadInput, Fault
 
 REGISTER_FIELDS = ("name", "source", "path", "description", "default_branch", "remote", "settings")
 CHANGE_FIELDS = ("description", "default_branch", "remote", "settings", "version")
+AGENT_PROVIDER: fields.Field[Any] = settings_schema.SCHEMA.fields["agent_provider"]
 SETTINGS: dict[str, tuple[fields.Field[Any], str]] = {
-    "agent_provider": (settings_schema.SCHEMA.fields["agent_provider"], "must be auto, opencode or mock"),
+    "agent_provider": (AGENT_PROVIDER, f"must be one of {', '.join(getattr(AGENT_PROVIDER.validate, 'choices', ()))}"),
     "checks": (fields.List(fields.String(validate=validate.Length(1, 4096))), "must be a list of non-empty strings"),
 }
 KNOWN_SETTINGS = tuple(dict.fromkeys([*SETTINGS, "triggers", *choices.KEYS]))

@@ -22,6 +22,8 @@ PING_SECONDS = 15.0
 LONGEST_SECONDS = 600.0
 BATCH = 200
 STANDING_SECONDS = 2.0
+LOG_PAGE = 1000
+"""Entries of a live log in one answer: a shorter one is the last there is."""
 MOST = 48
 RETRY_AFTER_SECONDS = 5
 USED_UP = f"{MOST} event streams are open, and no more are served at one time."
@@ -47,16 +49,19 @@ def position(text: str) -> int:
     return int(text)
 
 
-def health_events(url: str, standing: Callable[[], dict[str, Any]], after: int = 0) -> Iterator[str]:
-    """Every RunnerEvent after `after` (0: from now on), and `standing()` every two seconds; ends after ten minutes."""
+def health_events(url: str, standing: Callable[[], dict[str, Any]], after: int | None) -> Iterator[str]:
+    """Every RunnerEvent after `after` (None: from now on), and `standing()` every two seconds; ends after ten minutes.
+
+    Each has an id to come back with, so that what happens meanwhile is told also to who has heard of no event yet.
+    """
     yield "retry: 2000\n\n"
     began, again = time.monotonic(), 0.0
     with db.transaction(url, reading=True) as session:
-        after = after or events.last_id(session)
+        after = events.last_id(session) if after is None else after
     while time.monotonic() - began < LONGEST_SECONDS:
         if time.monotonic() >= again:
             again = time.monotonic() + STANDING_SECONDS
-            yield f"event: health\ndata: {json.dumps(standing())}\n\n"
+            yield f"id: {after}\nevent: health\ndata: {json.dumps(standing())}\n\n"
         with db.transaction(url, reading=True) as session:
             found = [events.view(entry) for entry in events.read_on(session, after, BATCH)[0]]
         for entry in found:

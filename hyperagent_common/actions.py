@@ -77,6 +77,7 @@ def discard(session: Session, letter_id: str, *, by: str = "", version: int | No
     """Close a dead letter without trying again; its step stays failed. Raises `NotFound`, `Conflict`."""
     letter = _letter(session, letter_id, version)
     _resolve(session, letter.step_id, "discarded", by)
+    session.get_one(Workflow, session.get_one(WorkflowStep, letter.step_id).workflow_id).version += 1
     return letter
 
 

@@ -7,13 +7,24 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, literal_column, select, true
+from sqlalchemy import ColumnElement, select, text
 from sqlalchemy.orm import Session
 
 from hyperagent_common import db
 from hyperagent_common.models import RunnerEvent, StepAttempt, WorkflowStep
 
 log = logging.getLogger("hyperagent.events")
+_ANNOUNCED = "hyperagent.announced"
+_CLASS = 0x4841
+"""What tells our advisory locks from others: the upper bits of their keys, over the 40 of an event's id."""
+_LAST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM runner_event_id_seq"
+_DRAWN = text(_LAST)
+_ANNOUNCE = text(f"SELECT pg_advisory_xact_lock_shared({_CLASS << 40} | ({_LAST}))")
+_UNDER_WAY = text(
+    "SELECT min((classid::bigint & 255) << 32 | objid::bigint) FROM pg_locks"
+    f" WHERE locktype = 'advisory' AND objsubid = 1 AND classid::bigint >> 8 = {_CLASS}"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 class EventKind(StrEnum):
@@ -75,6 +86,7 @@ def record(
     **data: Any,
 ) -> RunnerEvent:
     """Add one RunnerEvent to the session; `latency` in seconds, `data` small JSON values."""
+    _announce(session)
     entry = RunnerEvent(
         at=at or db.now(session),
         kind=kind,
@@ -90,31 +102,50 @@ def record(
     return entry
 
 
-_SETTLED = "age(runner_event.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)"
+def _announce(session: Session) -> None:
+    """Once a transaction, before its first event: on PostgreSQL a shared lock, held until the end of the transaction, whose key
+    says that every id it will draw is greater than the last one drawn. Nobody takes it alone, so nobody waits for it."""
+    if not _is_postgres(session):
+        return
+    within = session.get_nested_transaction() or session.get_transaction()
+    if within is None or session.info.get(_ANNOUNCED) is not within:
+        session.execute(_ANNOUNCE)
+        session.info[_ANNOUNCED] = session.get_nested_transaction() or session.get_transaction()
+
+
+def _settled(session: Session) -> int | None:
+    """The id up to which no event can appear any more; None: there is no such bound, all that is there is settled (SQLite).
+
+    The order counts, and each statement sees what was committed before it (READ COMMITTED). Whoever drew an id up to the last
+    one drawn had announced itself before: it is found by its lock, or has ended, and then its events are seen by the
+    next statement, for PostgreSQL shows a commit before it lets go of its locks.
+    """
+    if not _is_postgres(session):
+        return None
+    drawn: int = session.execute(_DRAWN).scalar_one()
+    under_way: int | None = session.scalar(_UNDER_WAY)
+    return drawn if under_way is None else min(drawn, under_way)
 
 
 def read_on(session: Session, after: int, most: int, *where: ColumnElement[bool]) -> tuple[list[RunnerEvent], bool]:
     """Events after the id `after`, in order, and whether more are there that must wait.
 
     PostgreSQL gives ids when rows are written, not when they are committed: a reader that went past an id whose row comes
-    later would never see it. So an event waits until every transaction older than its own has ended.
+    later would never see it. So an event waits until every transaction that may write a smaller id has ended.
     """
-    settled: ColumnElement[bool] = literal_column(_SETTLED, Boolean) if _is_postgres(session) else true()
-    wanted = select(RunnerEvent, settled).where(RunnerEvent.id > after, *where).order_by(RunnerEvent.id).limit(most)
-    found: list[RunnerEvent] = []
-    for entry, safe in session.execute(wanted):
-        if not safe:
-            return found, True
-        found.append(entry)
-    return found, False
+    settled = _settled(session)
+    wanted = select(RunnerEvent).where(RunnerEvent.id > after, *where).order_by(RunnerEvent.id).limit(most)
+    if settled is None:
+        return list(session.scalars(wanted)), False
+    later = select(RunnerEvent.id).where(RunnerEvent.id > max(settled, after), *where).limit(1)
+    return list(session.scalars(wanted.where(RunnerEvent.id <= settled))), session.scalar(later) is not None
 
 
 def last_id(session: Session) -> int:
     """The id to read on from, for who wants to know only what comes."""
+    settled = _settled(session)
     newest = select(RunnerEvent.id).order_by(RunnerEvent.id.desc()).limit(1)
-    if _is_postgres(session):
-        newest = newest.where(literal_column(_SETTLED, Boolean))
-    return session.scalar(newest) or 0
+    return session.scalar(newest if settled is None else newest.where(RunnerEvent.id <= settled)) or 0
 
 
 def _is_postgres(session: Session) -> bool:

@@ -24,6 +24,7 @@ MAX_TEXT = 100_000
 MAX_TITLE = 200
 MAX_CHECKS = 20
 MAX_METADATA = 16_384
+MAX_CYCLES = 20
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -197,6 +198,14 @@ def _references(tasks: Sequence[PlannedTask], faults: list[Fault]) -> None:
     needs: dict[str, list[str]] = {}
     for task in tasks:
         needs.setdefault(task.id, []).extend(n for n in task.depends_on if n != task.id)
-    loop = states.cycle(needs)
-    if loop:
-        faults.append(Fault("tasks", f"depend on each other in a cycle: {' -> '.join([*loop, loop[0]])}"))
+    faults += [Fault("tasks", f"depend on each other in a cycle: {' -> '.join([*loop, loop[0]])}") for loop in _cycles(needs)]
+
+
+def _cycles(needs: Mapping[str, list[str]]) -> list[list[str]]:
+    """Cycles without a need in common: `MAX_CYCLES`, or so many that each other cycle has a need of one of them."""
+    found: list[list[str]] = []
+    while len(found) < MAX_CYCLES and (loop := states.cycle(needs)):
+        found.append(loop)
+        for here, there in zip(loop, [*loop[1:], loop[0]], strict=True):
+            needs[here][:] = [need for need in needs[here] if need != there]
+    return found

@@ -51,7 +51,7 @@ class Settings:
     """Everything HyperAgent can be told. Times in seconds, sizes in bytes."""
 
     home: Path = setting(Path("~/.local/share/hyperagent"), "Directory that holds the state of this host.")
-    database_url: str = setting("", "SQLAlchemy URL; empty: SQLite in `home`.", secret=True)
+    database_url: str = setting("", "SQLAlchemy URL, an SQLite file by its absolute path; empty: SQLite in `home`.", secret=True)
     broker_url: str = setting("", "Redis URL of the broker; empty: `hyperagent up` runs a Redis in `home`.", secret=True)
     storage_url: str = setting("", "Where artifacts go: a directory or `s3://bucket/prefix`; empty: `home`/storage.")
     api_host: str = setting("127.0.0.1", "Address the API listens on; any but loopback needs `api_token`.")

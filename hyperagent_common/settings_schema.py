@@ -70,7 +70,11 @@ def _budgets(value: Any) -> None:
 SCHEMA = Schema.from_dict(
     {
         "home": fields.String(validate=validate.Length(min=1)),
-        "database_url": fields.String(),
+        "database_url": fields.String(
+            validate=validate.Regexp(
+                r"(?!sqlite)|sqlite(\+\w+)?:///(file:)?/", error="must name an SQLite file by its absolute path: sqlite:////path"
+            )
+        ),
         "broker_url": fields.String(
             validate=validate.Regexp(
                 r"^((rediss?|redis\+socket)://.+)?$",

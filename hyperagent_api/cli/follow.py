@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from hyperagent_api.cli.output import sentence, words
 from hyperagent_api.client import ApiClient
@@ -19,7 +20,7 @@ def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
 
     An API that is away for less than `PATIENCE_SECONDS` is waited for. Raises `DependencyDown`, `NotReady`.
     """
-    workflow: dict[str, Any] = client.get(f"/api/v1/workflows/{workflow_id}")
+    workflow: dict[str, Any] = client.get(f"/api/v1/workflows/{quote(workflow_id, safe='')}")
     path = f"/api/v1/workflows/{workflow['id']}"
     keys, after, heard = {step["id"]: step["key"] for step in workflow["steps"]}, 0, time.monotonic()
     while True:
@@ -38,10 +39,12 @@ def watched(client: ApiClient, workflow_id: str) -> dict[str, Any]:
 
 
 def _events(client: ApiClient, path: str, after: int) -> Iterator[dict[str, Any]]:
-    """The stream; where the API has none free, one page of events. Raises `DependencyDown`, `NotReady`."""
+    """The stream; where the API has none free, pages of events until one is empty. Raises `DependencyDown`, `NotReady`."""
     try:
         yield from client.events(f"{path}/stream", after)
     except NotReady:
         ended = client.get(path)["state"] in WORKFLOW_ENDED  # asked first: no event comes after its end
-        yield from client.get(f"{path}/events", after=after)
+        while page := client.get(f"{path}/events", after=after):
+            yield from page
+            after = page[-1]["id"]
         yield {"kind": "end" if ended else "ping"}

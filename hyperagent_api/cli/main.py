@@ -45,7 +45,7 @@ def _broken(name: str, error: Exception) -> click.Command:
 def main() -> None:
     """HyperAgent turns a plan into reviewed patches on Radicle.
 
-    Exit codes: 0 done, 1 a workflow failed, 2 wrong input, 3 not found, 4 refused, 5 not ready or not reachable,
+    Exit codes: 0 done, 1 a workflow or draft failed, 2 wrong input, 3 not found, 4 refused, 5 not ready or not reachable,
     130 interrupted.
     """
 

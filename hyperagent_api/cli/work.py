@@ -15,10 +15,12 @@ import yaml
 from hyperagent_api import bodies
 from hyperagent_api.cli.follow import watched
 from hyperagent_api.cli.output import FAILED, emit, first_line, guarded, json_option, patch_lines, plain, words
-from hyperagent_api.client import ApiClient
+from hyperagent_api.client import ApiClient, lines
+from hyperagent_api.stream import LOG_PAGE
 from hyperagent_common import plan as plans
 from hyperagent_common import settings
-from hyperagent_common.errors import BadInput, DependencyDown, Fault
+from hyperagent_common.errors import AgentFailed, BadInput, DependencyDown, Fault, NotReady
+from hyperagent_common.ids import new_id
 
 MAX_PLAN = 64 << 20
 DRAFTING = ("queued", "running")
@@ -89,14 +91,14 @@ def plan_show(draft: str, output: Path | None, as_json: bool) -> None:
     """The plan of a DRAFT that was asked for before."""
     made = api().get(f"/api/v1/drafts/{quote(draft, safe='')}")
     if made["state"] in DRAFTING:
-        raise BadInput(f"The draft {made['id']} is still {made['state']}.", mend="Ask again in a minute.")
+        raise NotReady(f"The draft {made['id']} is still {made['state']}.", mend="Ask again in a minute.")
     _give(made, output, as_json)
 
 
 def _give(made: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    """A draft's plan, to a file or to stdout; `--json` tells the draft itself on stdout. Raises `BadInput`."""
+    """A draft's plan, to a file or to stdout; `--json` tells the draft itself on stdout. Raises `AgentFailed`, `BadInput`."""
     if made["state"] != "done":
-        raise BadInput(made["reason"] or "The planner wrote no plan.")
+        raise AgentFailed(made["reason"] or "The planner wrote no plan.")
     text = yaml.safe_dump(made["plan"], sort_keys=False, allow_unicode=True, width=100)
     if as_json:
         emit(made)
@@ -137,8 +139,7 @@ def plan_check(file: str, as_json: bool) -> None:
 def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_json: bool) -> None:
     """Submit the plan in FILE (YAML or JSON, - for stdin)."""
     client = api()
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    workflow = client.post("/api/v1/workflows", {"project": project_name, "plan": read_plan(file)}, **headers)
+    workflow = _submitted(client, {"project": project_name, "plan": read_plan(file)}, idempotency_key or new_id())
     for warning in workflow["warnings"]:
         words(f"warning: {warning}")
     if follow:
@@ -146,6 +147,21 @@ def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_jso
     emit(workflow) if as_json else click.echo(workflow["id"] if not follow else summary(workflow))
     if follow and workflow["state"] != "done":
         sys.exit(FAILED)
+
+
+def _submitted(client: ApiClient, body: dict[str, Any], key: str, *, again: bool = False) -> dict[str, Any]:
+    """The workflow; where the connection broke it is asked for once more, under a key that makes two requests one.
+
+    Raises `DependencyDown` where that broke too, telling the key: whether the plan was taken is not known then.
+    """
+    try:
+        workflow: dict[str, Any] = client.post("/api/v1/workflows", body, **{"Idempotency-Key": key})
+    except DependencyDown as error:
+        if not again:
+            return _submitted(client, body, key, again=True)
+        mend = f"{error.mend} Then submit with --idempotency-key {key}: what was taken already is found."
+        raise DependencyDown(error.message, mend=mend) from error
+    return workflow
 
 
 def summary(workflow: dict[str, Any]) -> str:
@@ -199,7 +215,7 @@ def list_workflows(project_name: str | None, state: str | None, limit: int, as_j
 @guarded
 def show(workflow: str, as_json: bool) -> None:
     """Show a workflow (an id or a unique beginning of one)."""
-    found = api().get(f"/api/v1/workflows/{workflow}")
+    found = api().get(f"/api/v1/workflows/{quote(workflow, safe='')}")
     emit(found) if as_json else click.echo(summary(found))
 
 
@@ -225,19 +241,22 @@ def watch(workflow: str, as_json: bool) -> None:
 def logs(workflow: str, step: str | None, attempt: int | None, follow: bool, as_json: bool) -> None:
     """Print the agent's log of STEP; default: the first step that runs, else the last that ran."""
     client = api()
-    found = client.get(f"/api/v1/workflows/{workflow}")
+    found = client.get(f"/api/v1/workflows/{quote(workflow, safe='')}")
     key = step or _interesting(found)
     query: dict[str, Any] = {"attempt": attempt} if attempt else {}
     after = "0"
     while True:
-        answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{key}/log", after=after, **query)
+        answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{quote(key, safe='')}/log", after=after, **query)
         live = answer.headers.get("X-Log") == "live"
-        for line in answer.iter_lines(decode_unicode=True):
+        told = 0
+        for line in filter(None, lines(answer, 4096)):
             after = json.loads(line).get("id", after) if live else after
+            told += 1
             click.echo(line if as_json else readable(line))
-        if not (follow and live and answer.headers["X-Attempt-State"] == "running"):
+        more = live and told == LOG_PAGE
+        if not more and not (follow and live and answer.headers["X-Attempt-State"] == "running"):
             return
-        time.sleep(0.5)
+        time.sleep(0 if more else 0.5)
 
 
 def _interesting(workflow: dict[str, Any]) -> str:
@@ -267,7 +286,7 @@ def readable(line: str) -> str:
 @guarded
 def artifact(artifact_id: str, output: Path) -> None:
     """Download an artifact."""
-    answer = api().raw(f"/api/v1/artifacts/{artifact_id}")
+    answer = api().raw(f"/api/v1/artifacts/{quote(artifact_id, safe='')}")
     partial = output.with_name(output.name + ".partial")
     with partial.open("wb") as file:
         for chunk in answer.iter_content(1 << 20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import flask
@@ -13,7 +14,7 @@ from sqlalchemy.orm import selectinload
 from hyperagent_api import bodies
 from hyperagent_api.app import orm
 from hyperagent_api.resources.workflows import find, page_limit
-from hyperagent_api.schemas import DeadLetterSchema, WorkflowListedSchema
+from hyperagent_api.schemas import DeadLetterSchema, WorkflowListedSchema, answer
 from hyperagent_common import actions, db
 from hyperagent_common.errors import BadInput, Fault
 from hyperagent_common.models import DeadLetter, Workflow, WorkflowStep
@@ -49,8 +50,7 @@ def _route(action: Action) -> None:
         app = flask.current_app.extensions["queue"]
         known = _found(workflow_id)
         with db.transaction(settings.db_url) as session:
-            actions.take(session, app, known, action, budget=settings.max_attempts, **asked)
-        return _listed(known)
+            return _listed(actions.take(session, app, known, action, budget=settings.max_attempts, **asked))
 
     post.__name__, post.__doc__ = action.value, f"{action.value.capitalize()} a workflow; true when it answers."
     described = blueprint.doc(requestBody=BODY)(
@@ -76,8 +76,7 @@ def retry_step(workflow_id: str, key: str) -> Any:
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
-        actions.retry_step(session, app, known, key, budget=settings.max_attempts, **asked)
-    return _listed(known)
+        return _listed(actions.retry_step(session, app, known, key, budget=settings.max_attempts, **asked))
 
 
 @blueprint.route("/dead-letters")
@@ -112,8 +111,7 @@ def replay(letter_id: str) -> Any:
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
         app = flask.current_app.extensions["queue"]
-        actions.replay(session, app, known, budget=settings.max_attempts, **asked)
-    return orm.session.get(DeadLetter, known)
+        return answer(DeadLetterSchema, actions.replay(session, app, known, budget=settings.max_attempts, **asked))
 
 
 @blueprint.route("/dead-letters/<letter_id>/discard", methods=["POST"])
@@ -126,8 +124,7 @@ def discard(letter_id: str) -> Any:
     asked, known = _without_reason(), _found(letter_id, DeadLetter.id, "dead letter", "dead-letters list")
     settings: Settings = flask.current_app.extensions["settings"]
     with db.transaction(settings.db_url) as session:
-        actions.discard(session, known, **asked)
-    return orm.session.get(DeadLetter, known)
+        return answer(DeadLetterSchema, actions.discard(session, known, **asked))
 
 
 def _found(prefix: str, *what: Any) -> str:
@@ -146,8 +143,10 @@ def _asked() -> dict[str, Any]:
     body = bodies.mapping() if flask.request.get_data(cache=True) else {}
     faults = bodies.unknown(body, ("reason", "version"))
     reason, version = body.get("reason", ""), body.get("version")
-    if not isinstance(reason, str) or len(reason) > MAX_REASON or not all(c.isprintable() or c in "\n\t" for c in reason):
+    if not isinstance(reason, str) or len(reason) > MAX_REASON:
         faults.append(Fault("reason", f"must be text of at most {MAX_REASON} characters"))
+    elif odd := next((c for c in reason if not _taken(c)), ""):
+        faults.append(Fault("reason", f"holds the character U+{ord(odd):04X}, which is not taken; leave it out"))
     match = flask.request.headers.get("If-Match")
     if match is not None:
         plain = match.strip().removeprefix("W/").strip('"')
@@ -159,12 +158,15 @@ def _asked() -> dict[str, Any]:
     return {"reason": reason, "version": version, "by": _by()}
 
 
+def _taken(char: str) -> bool:
+    """Whether a character may be in a reason: what shows, line feed, tab, spaces of all kinds, and what joins emoji."""
+    return char.isprintable() or char in "\n\t\u200c\u200d" or unicodedata.category(char) == "Zs"
+
+
 def _without_reason() -> dict[str, Any]:
     """As `_asked`, for what keeps no reason."""
     return {name: value for name, value in _asked().items() if name != "reason"}
 
 
-def _listed(workflow_id: str) -> Any:
-    query = select(Workflow).where(Workflow.id == workflow_id).options(selectinload(Workflow.project))
-    found = orm.session.scalars(query).one()
-    return found, 200, {"ETag": f'"{found.version}"'}
+def _listed(found: Workflow) -> flask.Response:
+    return answer(WorkflowListedSchema, found, ETag=f'"{found.version}"')

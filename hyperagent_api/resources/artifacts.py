@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import flask
 from flask_smorest import Blueprint
 
@@ -20,18 +23,21 @@ def download(artifact_id: str) -> flask.Response:
     row = orm.session.get(Artifact, artifact_id)
     if row is None:
         raise NotFound(f"There is no artifact {artifact_id!r}.")
-    storage = flask.current_app.extensions["storage"]
-    chunks = storage.stream(row.key)
-    first = next(chunks, b"")  # so that a missing file is a 404, not a cut stream
-
-    def body() -> object:
-        yield first
-        yield from chunks
-
+    chunks = begun(row)
     last = row.name.rsplit("/", 1)[-1].encode("ascii", "replace").decode()
     name = "".join(c if c.isprintable() and c not in '"\\' else "_" for c in last)
-    response = flask.Response(body(), mimetype="application/octet-stream")  # type: ignore[arg-type]
+    response = flask.Response(chunks, mimetype="application/octet-stream")
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     response.headers["Content-Length"] = str(row.size)
     response.headers["Digest"] = f"sha-256={row.sha256}"
     return response
+
+
+def begun(row: Artifact) -> Iterator[bytes]:
+    """A stored file in chunks, the first of them read: one that is missing or away is a refusal, not a cut answer.
+
+    Raises `NotFound`, `DependencyDown`. The database is let go before: storage may be slow.
+    """
+    orm.session.remove()
+    chunks = flask.current_app.extensions["storage"].stream(row.key)
+    return itertools.chain((next(chunks, b""),), chunks)

@@ -65,7 +65,8 @@ def workflows() -> Any:
 def follow() -> flask.Response:
     """The same as server-sent events: `health` every two seconds, and every RunnerEvent as it comes (`Last-Event-ID`)."""
     settings: Settings = flask.current_app.extensions["settings"]
-    after = stream.position(flask.request.headers.get("Last-Event-ID", "0"))
+    heard = flask.request.headers.get("Last-Event-ID")
+    after = None if heard is None else stream.position(heard)
     orm.session.remove()
 
     def standing() -> dict[str, Any]:
@@ -111,12 +112,17 @@ def _count(session: Session, query: Select[tuple[str]]) -> int:
 
 
 def _stuck(session: Session, now: datetime) -> list[dict[str, Any]]:
-    """Running steps whose worker has not renewed its lease in time, and those waiting for a dependency."""
+    """Running steps whose worker has not renewed its lease in time, and those waiting for a dependency; a paused workflow's
+    queued steps wait for whoever paused it."""
     kinds = {
         "silent": (WorkflowStep.lease_until, (WorkflowStep.state == StepState.RUNNING, WorkflowStep.lease_until < now)),
         "waiting": (
             WorkflowStep.blocked_since,
-            (WorkflowStep.state == StepState.QUEUED, WorkflowStep.blocked_since.is_not(None)),
+            (
+                WorkflowStep.state == StepState.QUEUED,
+                WorkflowStep.blocked_since.is_not(None),
+                Workflow.state == WorkflowState.RUNNING,
+            ),
         ),
     }
     return [
@@ -129,7 +135,9 @@ def _stuck(session: Session, now: datetime) -> list[dict[str, Any]]:
             "reason": step.reason,
         }
         for why, (began, where) in kinds.items()
-        for step, since in session.execute(select(WorkflowStep, began).where(*where).order_by(began).limit(RECENT))
+        for step, since in session.execute(
+            select(WorkflowStep, began).join(WorkflowStep.workflow).where(*where).order_by(began).limit(RECENT)
+        )
     ]
 
 

@@ -14,7 +14,7 @@ from hyperagent_api import bodies, project_bodies
 from hyperagent_api.app import orm
 from hyperagent_api.resources.projects import PROPERTIES, answered, refusal
 from hyperagent_api.resources.workflows import page_limit
-from hyperagent_api.schemas import ProjectSchema, TriggerEventSchema
+from hyperagent_api.schemas import ProjectSchema, TriggerEventSchema, answer
 from hyperagent_common import db, projects, queue
 from hyperagent_common.errors import BadInput, Fault
 from hyperagent_common.forge_models import ProjectChange, TriggerEvent
@@ -51,9 +51,9 @@ def change(name: str) -> Any:
     with db.transaction(settings.db_url) as session:
         project = projects.locked(session, name)
         asked = _asked(session, project, version, values)
-    if asked is not None and not _applied(settings, asked, name):
-        found, _, headers = answered(name)
-        return found, 202, headers
+        told = answer(ProjectSchema, project, 200 if asked is None else 202, ETag=f'"{project.version}"')
+    if asked is None or not _applied(settings, asked, name):
+        return told
     return answered(name)
 
 

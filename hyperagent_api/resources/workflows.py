@@ -1,28 +1,26 @@
-"""Workflows: submit a plan, read it with everything under it, follow its events and logs."""
+"""Workflows: submit a plan, read it with everything under it, follow its events."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flask
-import redis
 from flask.views import MethodView
 from flask_smorest import Blueprint
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import InstrumentedAttribute, Session, selectinload
+from sqlalchemy.orm import InstrumentedAttribute, Session, scoped_session, selectinload
 
 from hyperagent_api import bodies, readiness, stream
 from hyperagent_api.app import orm
 from hyperagent_api.resources import forge_health
-from hyperagent_api.schemas import EventSchema, WorkflowListedSchema, WorkflowSchema
+from hyperagent_api.schemas import EventSchema, WorkflowListedSchema, WorkflowSchema, answer
 from hyperagent_common import db, plan, workflows
 from hyperagent_common.errors import BadInput, Fault, HyperagentError, NotFound
-from hyperagent_common.models import Artifact, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.settings import Settings
-from hyperagent_common.states import AttemptState, WorkflowState
+from hyperagent_common.states import WorkflowState
 
 blueprint = Blueprint("workflows", __name__, url_prefix="/api/v1/workflows", description="Plans being carried out")
 PAGE = 50
@@ -80,14 +78,9 @@ class Workflows(MethodView):
         settings: Settings = flask.current_app.extensions["settings"]
         key = flask.request.headers.get("Idempotency-Key") or None
         try:
-            workflow_id, warnings = _submit(settings, body, key)
+            return _submit(settings, body, key)
         except IntegrityError:  # the same key at the same time: the other request has made it
-            workflow_id, warnings = _submit(settings, body, key)
-        fresh = warnings is not None
-        found = _whole(workflow_id)
-        found._warnings = warnings or []  # type: ignore[attr-defined]
-        location = {"Location": flask.url_for("workflows.OneWorkflow", workflow_id=workflow_id)}
-        return found, 202 if fresh else 200, location
+            return _submit(settings, body, key)
 
 
 @blueprint.route("/<workflow_id>")
@@ -98,7 +91,7 @@ class OneWorkflow(MethodView):
     @blueprint.alt_response(404, description="No such workflow")
     def get(self, workflow_id: str) -> Any:
         """Read a workflow by its id or a unique beginning of it."""
-        found = _whole(find(workflow_id))
+        found = _whole(orm.session, find(workflow_id))
         return found, 200, {"ETag": f'"{found.version}"'}
 
 
@@ -120,43 +113,12 @@ def follow(workflow_id: str) -> flask.Response:
     """The same as server-sent events, until the workflow has ended."""
     workflow_id = find(workflow_id)
     settings: Settings = flask.current_app.extensions["settings"]
-    after = _number(flask.request.headers.get("Last-Event-ID"), "Last-Event-ID") or _after()
+    after = number(flask.request.headers.get("Last-Event-ID"), "Last-Event-ID") or _after()
     orm.session.remove()  # a stream holds no connection while it waits
     return stream.response(stream.workflow_events(settings.db_url, workflow_id, after))
 
 
-@blueprint.route("/<workflow_id>/steps/<key>/provenance")
-@blueprint.response(302, description="The newest provenance statement of the step, as an artifact")
-@blueprint.alt_response(404, description="No such workflow or step, or it has none yet")
-def provenance(workflow_id: str, key: str) -> Any:
-    """Where the statement of what produced the step's commit is: what a patch's description links to."""
-    named = (WorkflowStep.workflow_id == find(workflow_id), WorkflowStep.key == key, Artifact.name == "provenance.json")
-    query = select(Artifact.id).join(WorkflowStep, Artifact.step_id == WorkflowStep.id).where(*named)
-    found = orm.session.scalars(query.order_by(Artifact.id.desc()).limit(1)).first()
-    if found is None:
-        raise NotFound(f"The workflow has no provenance of a step {key!r}.")
-    return flask.redirect(flask.url_for("artifacts.download", artifact_id=found))
-
-
-@blueprint.route("/<workflow_id>/steps/<key>/log")
-@blueprint.response(200, {"type": "string"}, content_type="application/jsonl")
-@blueprint.alt_response(404, description="No such workflow, step or attempt")
-def log(workflow_id: str, key: str) -> flask.Response:
-    """The log of an attempt as JSON lines: live events while it runs (after `after`), the kept stream afterwards."""
-    attempt = _attempt(find(workflow_id), key, flask.request.args.get("attempt"))
-    settings: Settings = flask.current_app.extensions["settings"]
-    wanted = (Artifact.attempt_id == attempt.id, Artifact.name == "agent-stream.jsonl")
-    row = orm.session.scalar(select(Artifact).where(*wanted))
-    ended = attempt.state != AttemptState.RUNNING
-    headers = {"X-Attempt": str(attempt.number), "X-Attempt-State": attempt.state}
-    if row is not None and ended:
-        storage = flask.current_app.extensions["storage"]
-        return flask.Response(storage.stream(row.key), mimetype="application/jsonl", headers=headers)
-    lines = _live(settings, attempt.id, flask.request.args.get("after", "0"))
-    return flask.Response(lines, mimetype="application/jsonl", headers={**headers, "X-Log": "live"})
-
-
-def _submit(settings: Settings, body: dict[str, Any], key: str | None) -> tuple[str, list[str] | None]:
+def _submit(settings: Settings, body: dict[str, Any], key: str | None) -> flask.Response:
     """As `_submitted`; where the host's last word is old or refuses, what broke or was mended since is asked for first."""
     try:
         return _submitted(settings, body, key, asked=False)
@@ -165,13 +127,15 @@ def _submit(settings: Settings, body: dict[str, Any], key: str | None) -> tuple[
         return _submitted(settings, body, key, asked=True)
 
 
-def _submitted(settings: Settings, body: dict[str, Any], key: str | None, *, asked: bool) -> tuple[str, list[str] | None]:
-    """The workflow's id, and warnings where it was made now; None where this key had made it before."""
+def _submitted(settings: Settings, body: dict[str, Any], key: str | None, *, asked: bool) -> flask.Response:
+    """202 and the workflow, with warnings; 200 where this key had made it before. The answer is ready before the commit."""
     with db.transaction(settings.db_url) as session:
         project, parsed = _read(session, body, key)
-        before = workflows.repeated(session, key, workflows.request_digest(project.name, parsed))
+        before = workflows.repeated(session, key, workflows.request_digest(body["project"], parsed))
         if before is not None:
-            return before.id, None
+            return _told(session, before.id, 200, [])
+        if isinstance(project, HyperagentError):
+            raise project
         warnings = readiness.require(session, settings)
         warnings += readiness.require_forge(session, settings, project, asked=asked)
         made = workflows.submit(
@@ -183,60 +147,38 @@ def _submitted(settings: Settings, body: dict[str, Any], key: str | None, *, ask
             requested_by=flask.request.headers.get("X-Requested-By", "")[:255],
             idempotency_key=key,
         )
-        return made.id, warnings
+        return _told(session, made.id, 202, warnings)
 
 
-def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
-    if not all(part.isdigit() for part in after.split("-", 1)):
-        raise BadInput("The query is wrong.", faults=[Fault("after", "must be an entry's id")])
-    url = settings.broker.replace("redis+socket://", "unix://", 1)
-    if not url.startswith(("redis", "unix")):
-        return iter(())  # another broker keeps no live log
-    client = redis.Redis.from_url(url, socket_timeout=3, decode_responses=True)
-    try:
-        entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=1000)
-    except redis.RedisError:
-        entries = []  # the live view is gone with Redis; the kept stream comes at the end
-    finally:
-        client.close()
-    lines = [json.dumps({"id": i, "kind": f["kind"], "data": json.loads(f["data"])}) + "\n" for i, f in entries]
-    return iter(lines)
+def _told(session: Session, workflow_id: str, status: int, warnings: list[str]) -> flask.Response:
+    found = _whole(session, workflow_id)
+    found._warnings = warnings  # type: ignore[attr-defined]
+    return answer(WorkflowSchema, found, status, Location=flask.url_for("workflows.OneWorkflow", workflow_id=workflow_id))
 
 
-def _attempt(workflow_id: str, key: str, number: str | None) -> StepAttempt:
-    query = select(StepAttempt).join(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id, WorkflowStep.key == key)
-    if number is not None:
-        query = query.where(StepAttempt.number == _number(number, "attempt"))
-    found = orm.session.scalars(query.order_by(StepAttempt.number.desc()).limit(1)).first()
-    if found is None:
-        raise NotFound(f"The workflow has no attempt {number or ''} of a step {key!r}.".replace("  ", " "))
-    return found
-
-
-def _read(session: Session, body: dict[str, Any], key: str | None) -> tuple[Project, plan.Plan]:
-    """The project and the plan, or one refusal naming every fault of both."""
+def _read(session: Session, body: dict[str, Any], key: str | None) -> tuple[Project | HyperagentError, plan.Plan]:
+    """The project, or why it takes nothing now, and the plan; or one refusal naming every fault of both."""
     faults = bodies.unknown(body, ("project", "plan"))
     if key is not None and len(key) > MAX_KEY:
         faults.append(Fault("Idempotency-Key", f"has {len(key)} characters; at most {MAX_KEY} are taken"))
-    project, lacking = _project(session, body.get("project"))
+    project = _project(session, body.get("project"))
     try:
         parsed = plan.parse(body.get("plan"))
     except BadInput as error:
         faults += [Fault(f.field if f.field == "plan" else f"plan.{f.field}", f.message) for f in error.faults]
-    if faults:
-        raise BadInput("The request is wrong.", faults=[*faults, *(lacking.faults if lacking else ())], mend="Mend each.")
-    if lacking is not None or project is None:
-        raise lacking or NotFound()
+    if faults or not isinstance(body.get("project"), str):
+        lacking = project.faults if isinstance(project, HyperagentError) else ()
+        raise BadInput("The request is wrong.", faults=[*faults, *lacking], mend="Mend each.")
     return project, parsed
 
 
-def _project(session: Session, name: Any) -> tuple[Project | None, HyperagentError | None]:
+def _project(session: Session, name: Any) -> Project | HyperagentError:
     if not isinstance(name, str):
-        return None, BadInput("The request is wrong.", faults=[Fault("project", "must be the name of a project")])
+        return BadInput("The request is wrong.", faults=[Fault("project", "must be the name of a project")])
     try:
-        return workflows.project(session, name), None
+        return workflows.project(session, name)
     except HyperagentError as error:
-        return None, error
+        return error
 
 
 def find(prefix: str, ids: InstrumentedAttribute[str] = Workflow.id, what: str = "workflow", shown: str = "list") -> str:
@@ -251,8 +193,7 @@ def find(prefix: str, ids: InstrumentedAttribute[str] = Workflow.id, what: str =
     return found[0]
 
 
-def _whole(workflow_id: str) -> Workflow:
-    orm.session.expire_all()
+def _whole(session: Session | scoped_session[Any], workflow_id: str) -> Workflow:
     steps = selectinload(Workflow.steps)
     query = (
         select(Workflow)
@@ -268,7 +209,7 @@ def _whole(workflow_id: str) -> Workflow:
             steps.selectinload(WorkflowStep.attempts).selectinload(StepAttempt.verdicts),
         )
     )
-    found = orm.session.scalars(query).one()
+    found = session.scalars(query.execution_options(populate_existing=True)).one()
     found._warnings = []  # type: ignore[attr-defined]
     return found
 
@@ -280,7 +221,7 @@ def _kept(asked: Mapping[str, str]) -> dict[str, Any]:
 
 def page_limit() -> int:
     """The query's `limit`. Raises `BadInput`."""
-    limit = _number(flask.request.args.get("limit"), "limit")
+    limit = number(flask.request.args.get("limit"), "limit")
     if limit is None:
         return PAGE
     if not 1 <= limit <= MAX_PAGE:
@@ -289,10 +230,11 @@ def page_limit() -> int:
 
 
 def _after() -> int:
-    return _number(flask.request.args.get("after"), "after") or 0
+    return number(flask.request.args.get("after"), "after") or 0
 
 
-def _number(text: str | None, name: str) -> int | None:
+def number(text: str | None, name: str) -> int | None:
+    """A whole number of the query. Raises `BadInput`."""
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 18:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperagent_common import actions, db, projects
+from hyperagent_common import actions, db, projects, workflows
 from hyperagent_common.errors import (
     AgentFailed,
     Conflict,
@@ -159,7 +159,10 @@ def test_a_dead_letter_is_replayed_or_discarded_once(url: str, app: Sent) -> Non
     failed(url, app, workflow_id)
     letter = letters(url)[0]
     with db.transaction(url) as session:
+        seen = workflows.locked(session, workflow_id).version
         actions.discard(session, letter.id, by="ann")
+    with pytest.raises(Conflict, match="at version"):
+        act(url, app, workflow_id, Action.RETRY, version=seen)
     for again in (actions.discard, lambda s, i: actions.replay(s, app, i, budget=BUDGET)):
         with pytest.raises(Conflict, match="discarded"), db.transaction(url) as session:
             again(session, letter.id)

@@ -259,3 +259,13 @@ def test_health_tells_queue_and_events(client: Any) -> None:
     assert told["queue"] == {"queued": 1, "running": 0}
     assert told["oldest_queued_seconds"] >= 0
     assert told["events"][0]["kind"] == "step.queued"
+
+
+def test_a_step_that_waits_in_a_paused_workflow_is_not_stuck(client: Any, app: flask.Flask) -> None:
+    made = submit(client).json
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        session.get_one(WorkflowStep, made["steps"][0]["id"]).blocked_since = db.now(session)
+    assert [entry["why"] for entry in client.get("/api/health/workflows").json["stuck"]] == ["waiting"]
+    client.post(f"/api/v1/workflows/{made['id']}/pause")
+    told = client.get("/api/health/workflows").json
+    assert (told["stuck"], told["held"]) == ([], 1)

@@ -251,12 +251,35 @@ def test_an_artifact_the_storage_lost_is_not_found(app: flask.Flask, client: Any
     assert client.get(f"/api/v1/artifacts/{row.id}").status_code == 404
 
 
+def test_a_kept_log_the_storage_lost_is_not_found(app: flask.Flask, client: Any) -> None:
+    workflow_id, attempt_id = running_attempt(app, client)
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        session.get_one(StepAttempt, attempt_id).state = AttemptState.SUCCEEDED
+        row = Artifact(workflow_id=workflow_id, attempt_id=attempt_id, name="agent-stream.jsonl", key="gone", media_type="a/b",
+                       size=4, sha256="0" * 64, trust="claimed", created_at=db.now(session))  # fmt: skip
+        session.add(row)
+    answer = client.get(f"/api/v1/workflows/{workflow_id}/steps/a/log")
+    assert (answer.status_code, answer.content_type) == (404, "application/problem+json")
+
+
 def test_a_database_that_is_away_is_503_on_reads_too(tmp_path: Path) -> None:
     env = {"HYPERAGENT_HOME": str(tmp_path), "HYPERAGENT_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
     client = create_app(config.load(env), storage=open_storage("memory://")).test_client()
     for path in ("/api/v1/projects", "/api/v1/workflows", "/api/health/workflows", "/readyz"):
         answer = client.get(path)
         assert (path, answer.status_code) == (path, 503)
+
+
+def test_a_key_finds_its_workflow_also_where_the_project_is_removed(client: Any) -> None:
+    key = {"Idempotency-Key": "k"}
+    made = submit(client, **key).json["id"]
+    client.post(f"/api/v1/workflows/{made}/cancel")
+    assert client.delete("/api/v1/projects/p").status_code == 204
+    again = submit(client, **key)
+    assert (again.status_code, again.json["id"], again.json["state"]) == (200, made, "cancelled")
+    assert submit(client, {"project": "q", "plan": PLAN}, **key).status_code == 409
+    assert submit(client).status_code == 404
+    assert submit(client, {"project": 7, "plan": PLAN}, **key).status_code == 422
 
 
 def test_a_refused_token_says_how_to_ask(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
+import flask
 import pytest
 
 from hyperagent_api import serve, stream
+from hyperagent_common import db, events
+from hyperagent_common.events import EventKind
 from tests.unit.test_api_edges import app, client, submit
 
 __all__ = ["app", "client"]
@@ -35,6 +39,22 @@ def test_a_stream_that_was_never_begun_gives_its_place_back(client: Any, monkeyp
     for _ in range(3):
         with client.head("/api/health/workflows/stream") as answer:
             assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_who_comes_back_to_a_stream_of_health_is_told_what_happened_meanwhile(app: flask.Flask, client: Any, quiet: bool) -> None:
+    path = "/api/health/workflows/stream"
+    if not quiet:
+        submit(client)
+    with client.get(path) as answer:
+        heard = b"".join(itertools.islice(answer.response, 2)).decode()
+    assert "event: health" in heard
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        missed = events.record(session, EventKind.STEP_RESENT)
+    with client.get(path, headers={"Last-Event-ID": heard.partition("id: ")[2].partition("\n")[0]}) as answer:
+        told = b"".join(itertools.islice(answer.response, 3)).decode()
+    assert told.count("event: step.") == 1
+    assert f"id: {missed.id}\nevent: step.resent" in told
 
 
 def test_there_are_more_threads_than_streams() -> None:

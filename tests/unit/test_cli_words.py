@@ -14,12 +14,15 @@ from click.testing import CliRunner, Result
 
 from hyperagent_api.cli import follow, output
 from hyperagent_api.cli.main import main
+from hyperagent_api.stream import LOG_PAGE
 
 PLAN = "kind: hyperagent/plan\ntitle: t\ntasks: [{id: a, title: a, instructions: x}]\n"
 WORKFLOW = {
     "id": "0199aaaa", "title": "t", "state": "done", "project": "p", "branch": "b", "steps": [], "patch": None,
     "patch_skip": None, "reason": None,
 }  # fmt: skip
+keys: list[str] = []
+"""The idempotency key of each request."""
 Answers = Callable[[str], tuple[int, bytes, bool]]
 """For a path: the status, the body, and whether the connection is cut before the body has ended."""
 
@@ -28,6 +31,7 @@ Answers = Callable[[str], tuple[int, bytes, bool]]
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Answers], list[str]]]:
     """Answer the CLI from a function; gives the list of paths asked for."""
     servers: list[ThreadingHTTPServer] = []
+    keys.clear()
 
     def start(answers: Answers) -> list[str]:
         asked: list[str] = []
@@ -39,8 +43,12 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
 
             def do_GET(self) -> None:
                 asked.append(self.path)
+                keys.append(self.headers.get("Idempotency-Key", ""))
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status, body, cut = answers(self.path)
                 self.send_response(status)
+                if "/log?" in self.path and body[:5] in (b"", b'{"id"'):
+                    self.send_header("X-Log", "live")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.send_header("Connection", "close")
                 self.end_headers()
@@ -122,6 +130,7 @@ def test_watch_reads_the_events_page_by_page_where_no_stream_is_free(
     pages = [
         [json.loads(event(number, kind).split(b"data: ")[1])] for number, kind in ((7, "step.resent"), (8, "workflow.resumed"))
     ]
+    pages = [pages[0], [], pages[1], pages[1], []]
 
     def answers(path: str) -> tuple[int, bytes, bool]:
         if "/stream" in path:
@@ -132,8 +141,8 @@ def test_watch_reads_the_events_page_by_page_where_no_stream_is_free(
     asked = serve(answers)
     done = call("watch", "0199")
     assert (done.exit_code, states, pages) == (output.DONE, [], [])
-    assert [path.partition("?")[2] for path in asked if "/events" in path] == ["after=0", "after=7"]
-    assert (done.stderr.count("sent again"), done.stderr.count("resumed")) == (1, 1)
+    assert [path.partition("?")[2] for path in asked if "/events" in path] == [f"after={n}" for n in (0, 7, 7, 8, 8)]
+    assert (done.stderr.count("sent again"), done.stderr.count("resumed")) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -194,11 +203,65 @@ def test_what_an_agent_wrote_is_shown_to_the_terminal_and_not_obeyed(serve: Call
         "/api/v1/drafts/d": {"id": "d", "state": "failed", "reason": EVIL},
     }
     serve(lambda path: (200, json.dumps(answers[path.partition("?")[0]]).encode(), False))
+    assert call("plan", "show", "d").exit_code == output.FAILED
     for words in (["show", "0199"], ["list"], ["dead-letters", "list"], ["plan", "show", "d"]):
         done = call(*words)
         assert "x\\x1b]0;owned\\x07\\x1b[2J\\x9b2J" in done.output, done.output
         assert all(char.isprintable() or char == "\n" for char in done.output), words
     assert not any(line.startswith("  done      forged") for line in call("show", "0199").output.splitlines())
+
+
+def test_a_log_is_printed_whole_and_a_line_of_it_ends_with_a_line_feed_only(serve: Callable[[Answers], list[str]]) -> None:
+    odd = "one\u2028two\u0085three"
+    entries = [json.dumps({"id": f"{n}-0", "data": {"text": odd}}, ensure_ascii=False) for n in range(1, 2 * LOG_PAGE + 1)]
+    shown = json.dumps({**WORKFLOW, "steps": [{"key": "a", "attempts": [1], "state": "running"}]}).encode()
+
+    def answers(path: str) -> tuple[int, bytes, bool]:
+        if "/log?" not in path:
+            return 200, shown, False
+        after = int(path.partition("after=")[2].partition("-")[0])
+        return 200, "".join(f"{entry}\n" for entry in entries[after : after + LOG_PAGE]).encode(), False
+
+    asked = serve(answers)
+    assert call("logs", "0199", "--json").stdout.split("\n")[:-1] == entries
+    assert len([path for path in asked if "/log?" in path]) == 3
+
+
+def test_an_event_is_one_line_whatever_its_words_hold(serve: Callable[[Answers], list[str]]) -> None:
+    told = {"id": 7, "kind": "workflow.paused", "at": "2026-01-01T00:00:00", "data": {"reason": "a\u2028b\u0085c"}}
+    sent = f"event: workflow.paused\ndata: {json.dumps(told, ensure_ascii=False)}\n\nevent: end\ndata: {{}}\n\n".encode()
+    serve(lambda path: (200, sent if "/stream" in path else json.dumps(WORKFLOW).encode(), False))
+    done = call("watch", "0199")
+    assert (done.exit_code, "paused a" in done.stderr) == (output.DONE, True)
+
+
+def test_a_draft_the_planner_is_still_at_is_not_ready(serve: Callable[[Answers], list[str]]) -> None:
+    serve(lambda _: (200, b'{"id": "d", "state": "running"}', False))
+    assert call("plan", "show", "d").exit_code == output.UNREACHABLE
+
+
+@pytest.mark.parametrize("words", [("show",), ("watch",), ("logs",), ("artifact", "-o", "OUT")])
+def test_an_id_is_asked_for_as_it_is_and_leads_nowhere_else(
+    serve: Callable[[Answers], list[str]], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    asked = serve(lambda _: (404, b'{"title": "There is none."}', False))
+    done = call(*[str(tmp_path / "out") if word == "OUT" else word for word in words], "../projects?x")
+    assert (done.exit_code, "There is none." in done.stderr) == (output.NOT_FOUND, True)
+    assert [path.rpartition("/")[2] for path in asked] == ["..%2Fprojects%3Fx"]
+
+
+def test_a_submission_whose_answer_broke_off_is_sent_once_more_under_its_own_key(
+    serve: Callable[[Answers], list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    told = json.dumps({**WORKFLOW, "warnings": []}).encode()
+    answers = [(200, told, True), (200, told, False), (502, b"", False), (502, b"", False)]
+    serve(lambda _: answers.pop(0))
+    done = call("run", str(tmp_path / "plan.yaml"), "--project", "p")
+    assert (done.exit_code, done.stdout) == (output.DONE, f"{WORKFLOW['id']}\n")
+    lost = call("run", str(tmp_path / "plan.yaml"), "--project", "p")
+    assert (lost.exit_code, answers) == (output.UNREACHABLE, [])
+    assert (keys[0] == keys[1] != keys[2] == keys[3], f"--idempotency-key {keys[3]}" in lost.stderr) == (True, True)
 
 
 def test_a_letter_without_a_reason_is_listed(serve: Callable[[Answers], list[str]]) -> None:

@@ -112,6 +112,24 @@ def test_a_cycle_that_is_told_is_one(needs: dict[str, list[str]]) -> None:
         assert len(states.order(known)) == len(needs)
 
 
+def test_every_cycle_of_a_plan_is_named_at_once() -> None:
+    needs = {"a": ["b"], "b": ["a", "c"], "c": ["b"], "d": ["e"], "e": ["d", "nobody"]}
+    tasks = [{"id": key, "title": key, "instructions": key, "depends_on": on} for key, on in needs.items()]
+    with pytest.raises(BadInput) as refused:
+        plan.parse({"kind": plan.KIND, "title": "t", "tasks": tasks})
+    told = [fault.message.rpartition(": ")[2] for fault in refused.value.faults if "cycle" in fault.message]
+    assert told == ["a -> b -> a", "b -> c -> b", "d -> e -> d"]
+    assert any("'nobody'" in fault.message for fault in refused.value.faults)
+
+
+def test_a_plan_of_nothing_but_cycles_is_refused_soon() -> None:
+    keys = [f"t{number}" for number in range(plan.MAX_TASKS)]
+    tasks = [{"id": key, "title": key, "instructions": key, "depends_on": keys} for key in keys]
+    with pytest.raises(BadInput) as refused:
+        plan.parse({"kind": plan.KIND, "title": "t", "tasks": tasks})
+    assert len([fault for fault in refused.value.faults if "cycle" in fault.message]) == plan.MAX_CYCLES
+
+
 def test_a_failed_step_lets_independent_steps_finish_first() -> None:
     failed = StepView("a", (), StepState.FAILED)
     waiting = StepView("b", ("a",), StepState.PENDING)

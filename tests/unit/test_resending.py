@@ -18,13 +18,14 @@ from celery.canvas import Signature
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from hyperagent_common import db, events, queue, settings
 from hyperagent_common.errors import OtherVersion, ProviderDown
 from hyperagent_common.events import EventKind
 from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.ids import new_id
-from hyperagent_common.models import PlanDraft, Project, RunnerEvent, WorkflowStep
+from hyperagent_common.models import PlanDraft, Project, WorkflowStep
 from hyperagent_common.states import ProjectState, StepState
 from hyperagent_common.upkeep_models import Reconciler
 from hyperagent_tasks import claims, planning, resending, scratch, upkeep
@@ -206,25 +207,53 @@ def test_a_worker_of_another_schema_claims_nothing(url: str, app: Sent) -> None:
         assert session.get_one(WorkflowStep, step.id).state == StepState.QUEUED
 
 
+def read_on(url: str, after: int) -> tuple[list[int], bool]:
+    """The ids of what a stream tells, and whether more waits."""
+    with db.transaction(url, reading=True) as session:
+        found, waiting = events.read_on(session, after, 10)
+        assert events.last_id(session) == max([after, *(entry.id for entry in found)])
+        return [entry.id for entry in found], waiting
+
+
 def test_a_stream_waits_for_an_event_with_a_smaller_id_that_is_committed_later(postgres_url: str) -> None:
     db.upgrade(postgres_url)
     with db.transaction(postgres_url) as session:
-        first = events.record(session, EventKind.WORKFLOW_SUBMITTED, workflow_id=new_id())
-    with db.engine(postgres_url).connect() as late, late.begin():
-        late.execute(text("SELECT pg_current_xact_id()"))
-        number = late.scalar(text("SELECT nextval('runner_event_id_seq')"))
-        with db.transaction(postgres_url) as session:
-            second = events.record(session, EventKind.WORKFLOW_ENDED, workflow_id=new_id())
-        assert second.id > int(number or 0) > first.id
-        with db.transaction(postgres_url, reading=True) as session:
-            found, waiting = events.read_on(session, 0, 10)
-            assert ([entry.id for entry in found], waiting) == ([first.id], True)
-            assert events.last_id(session) == first.id
-        values = {"id": number, "at": datetime.now(UTC), "kind": "step.done", "data": {}}
-        late.execute(RunnerEvent.__table__.insert().values(**values))  # type: ignore[attr-defined]
-    with db.transaction(postgres_url, reading=True) as session:
-        found, waiting = events.read_on(session, first.id, 10)
-    assert ([entry.id for entry in found], waiting) == ([number, second.id], False)
+        last = events.record(session, EventKind.WORKFLOW_SUBMITTED, workflow_id=new_id())
+    seen = last.id
+    for elder, kept in ((0, True), (1, True), (0, False), (1, False)):
+        pair = [Session(db.engine(postgres_url)), Session(db.engine(postgres_url))]
+        with pair[0] as late, pair[1] as early:
+            pair[elder].execute(text("SELECT pg_current_xact_id()"))
+            small = events.record(late, EventKind.STEP_DONE, workflow_id=new_id())
+            late.flush()
+            great = events.record(early, EventKind.WORKFLOW_ENDED, workflow_id=new_id())
+            early.flush()
+            numbers = [small.id, great.id]
+            assert numbers[0] < numbers[1]
+            assert read_on(postgres_url, seen) == ([], False)
+            early.commit()
+            assert read_on(postgres_url, seen) == ([], True)
+            late.commit() if kept else late.rollback()
+        assert read_on(postgres_url, seen) == (numbers[0 if kept else 1 :], False)
+        seen = numbers[1]
+
+
+def test_a_transaction_that_will_write_events_is_waited_for_also_where_the_session_had_one_before(postgres_url: str) -> None:
+    db.upgrade(postgres_url)
+    with Session(db.engine(postgres_url)) as late:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError), late.begin_nested():
+                events.record(late, EventKind.STEP_DONE)
+                1 / 0  # noqa: B018
+            small = events.record(late, EventKind.STEP_DONE)
+            late.flush()
+            with db.transaction(postgres_url) as session:
+                great = events.record(session, EventKind.STEP_DONE)
+            before = small.id - 1
+            assert read_on(postgres_url, before) == ([], True)
+            numbers = [small.id, great.id]
+            late.commit()
+            assert read_on(postgres_url, before) == (numbers, False)
 
 
 def test_scratch_of_a_killed_process_is_reaped_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:

@@ -110,3 +110,13 @@ def test_a_secret_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(AttributeError):
         load({}).api_port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("url", ["sqlite:///rel.db", "sqlite://", "sqlite:///:memory:", "sqlite+pysqlite:///./x.db"])
+def test_an_sqlite_file_that_each_process_would_look_for_elsewhere_is_refused(url: str) -> None:
+    assert "absolute path" in faults(HYPERAGENT_DATABASE_URL=url)["HYPERAGENT_DATABASE_URL"]
+
+
+@pytest.mark.parametrize("url", ["sqlite:////tmp/h.db", "sqlite:///file:/tmp/h.db?uri=true", "postgresql://u@h/d", ""])
+def test_a_database_that_every_process_finds_is_taken(url: str) -> None:
+    assert load({"HYPERAGENT_DATABASE_URL": url}).database_url == url
