@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, ExceptionContext, create_engine, event, func, inspect, literal_column, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from hyperagent_common import forge_models, patch_models, upkeep_models
@@ -33,9 +34,13 @@ POSTGRES = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": IDLE_SECONDS * 1000,
-    "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c lock_timeout={IDLE_SECONDS + 15}s",
+    "options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s -c lock_timeout={IDLE_SECONDS + 15}s"
+    " -c default_transaction_isolation=read\\ committed",
 }
-"""How we connect: a server that is gone, a lock that is never let go, are errors in bounded time and not a wait."""
+"""How we connect: a server that is gone, a lock that is never let go, are errors in bounded time and not a wait; and each
+statement sees what was committed before it, whatever the server's own default is."""
+POOL = {"pool_size": 5, "max_overflow": 25}
+"""Connections of a process: the API reads and writes with up to 64 threads, each for a moment."""
 
 READ_ONLY = "25006"
 """PostgreSQL's code for a write in a transaction that may only read."""
@@ -45,7 +50,7 @@ READ_ONLY = "25006"
 def engine(url: str) -> Engine:
     """The process's engine for `url`: SQLite in WAL with immediate transactions, PostgreSQL by psycopg 3."""
     if url.startswith("postgres"):
-        made = create_engine(driver_url(url), pool_pre_ping=True, connect_args=POSTGRES)
+        made = create_engine(driver_url(url), pool_pre_ping=True, connect_args=POSTGRES, **POOL)
         event.listen(made, "handle_error", _distrust)
         return made
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
@@ -95,6 +100,8 @@ def transaction(url: str, *, reading: bool = False) -> Iterator[Session]:
     try:
         with session.begin():
             yield session
+    except PoolTimeout as error:
+        raise DependencyDown("Every connection to the database is in use.", mend="Ask again.") from error
     except (OperationalError, DBAPIError) as error:
         if isinstance(error, OperationalError) or error.connection_invalidated:
             raise DependencyDown(f"The database does not answer: {error.orig}") from error

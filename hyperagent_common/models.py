@@ -138,7 +138,8 @@ class PlannerTask(Base):
 class Workflow(Base):
     """A plan being carried out on a project: one branch, at most one patch.
 
-    `head` is the truth about the branch: repositories on hosts follow it. `version` counts changes of `state`.
+    `head` is the truth about the branch: repositories on hosts follow it. `version` counts changes of `state`, and what
+    people do to its dead letters.
     """
 
     __tablename__ = "workflow"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from unittest.mock import Mock
 
 import psycopg
@@ -162,6 +164,26 @@ def test_a_standby_is_a_database_that_does_not_answer_and_its_connections_are_ma
         workflows.locked(session, workflow_id)
     with db.transaction(postgres_url, reading=True) as session:
         assert session.scalar(select(func.pg_backend_pid())) != first
+
+
+def test_each_statement_sees_what_was_committed_before_it_whatever_the_servers_default_is(postgres_url: str) -> None:
+    with db.transaction(postgres_url) as session:
+        name = session.scalar(text("SELECT current_database()"))
+        session.execute(text(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"))
+    db.engine(postgres_url).dispose()
+    with db.transaction(postgres_url) as session:
+        assert session.scalar(text("SHOW transaction_isolation")) == "read committed"
+
+
+def test_a_database_whose_connections_are_used_up_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    pool = db.engine(url).pool
+    monkeypatch.setattr(pool, "_timeout", 0.01)
+    with contextlib.ExitStack() as held:
+        for _ in range(pool.size() + pool._max_overflow):  # type: ignore[attr-defined]
+            held.enter_context(db.engine(url).connect())
+        with pytest.raises(DependencyDown, match="in use"), db.transaction(url) as session:
+            session.scalar(text("SELECT 1"))
 
 
 def test_a_lease_outlives_an_error_that_nobody_foresaw() -> None:
