@@ -75,7 +75,7 @@ class Bench:
         """Edit it under the publisher's lock: Radicle has none between two processes with one key."""
         patch_id = min(fresh)
         if not self.real:
-            forge = StandInForge(self.host.home / "stand-in", head_of=self.gate.head_of, has=self.gate.has)
+            forge = StandInForge(self.host.home / "stand-in", self.gate)
             forge.by_hand(self.rid, patch_id, title=TITLE)
             return True
         lock = self.host.home / "radicle" / "hyperagent" / f"{self.rid.removeprefix('rad:')}.lock"

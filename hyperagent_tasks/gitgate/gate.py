@@ -132,6 +132,11 @@ class GitGate:
         """Whether a commit is there."""
         return git(repo, "cat-file", "-e", f"{names.commit(commit)}^{{commit}}", ok=(0, 1, 128)).code == 0
 
+    def holds(self, repo: Path, commit: str, head: str) -> bool:
+        """Whether `commit` is `head` or an ancestor of it; False where `head` is not there."""
+        said = git(repo, "merge-base", "--is-ancestor", names.commit(commit), names.commit(head), ok=(0, 1, 128))
+        return said.code == 0
+
     def tip(self, project: str, branch: str) -> str:
         """The commit a workflow's branch is at. Raises `BadInput` where there is no such branch."""
         found = self.head_of(self.trusted(project), branch)
@@ -175,8 +180,7 @@ class GitGate:
         with self._locked(project):
             self._unlock_stale(repo)
             now = self.head_of(repo, branch)
-            ahead = now is not None and git(repo, "merge-base", "--is-ancestor", names.commit(head), now, ok=(0, 1)).code == 0
-            if not ahead and not move(repo, ref, head, now):
+            if (now is None or not self.holds(repo, head, now)) and not move(repo, ref, head, now):
                 raise Transient(f"The branch {branch} kept moving.")
 
     def build(

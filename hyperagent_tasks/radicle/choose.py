@@ -43,7 +43,7 @@ def _no_image(settings: Settings) -> NotReady | DependencyDown | None:
 def choose_forge(settings: Settings, kind: str, *, instance: str, gitgate: GitGate) -> Forge:
     """The forge called `kind`: `radicle` or `stand-in`."""
     if kind == "stand-in":
-        return StandInForge(settings.home / "stand-in", head_of=gitgate.head_of, has=gitgate.has)
+        return StandInForge(settings.home / "stand-in", gitgate)
     passphrase = settings.radicle_passphrase.reveal()
     config = NodeConfig(
         settings.radicle_alias, settings.radicle_network, settings.radicle_listen, tuple(settings.radicle_connect)

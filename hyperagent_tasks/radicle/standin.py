@@ -11,12 +11,13 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from hyperagent_common import base58
 from hyperagent_common.errors import BadInput, Diverged, Fault, NothingToPropose, NotRegistered, PatchClosed, PushRejected
+from hyperagent_tasks.gitgate import GitGate
 from hyperagent_tasks.radicle.base import (
     Announced,
     ForgeHealth,
@@ -37,12 +38,12 @@ REVIEWER = "did:stand-in:verifier"
 
 
 class StandInForge(NoNetwork):
-    """Patches in a file; `head_of(repo, branch)` gives a commit or None, `has(repo, commit)` whether it is there."""
+    """Patches in a file. The gate reads repositories for it."""
 
     name = "stand-in"
 
-    def __init__(self, home: Path, *, head_of: Callable[[Path, str], str | None], has: Callable[[Path, str], bool]) -> None:
-        self._home, self._head_of, self._has = home, head_of, has
+    def __init__(self, home: Path, gate: GitGate) -> None:
+        self._home, self._gate = home, gate
         log.warning("forge.stand-in", extra={"notice": NOTICE})
 
     def health(self) -> ForgeHealth:
@@ -62,7 +63,7 @@ class StandInForge(NoNetwork):
 
     def register(self, repo: Path, *, name: str, description: str, default_branch: str) -> Registration:
         """Note the repository under an id made from name, description and branch, as Radicle does."""
-        head = self._head_of(repo, default_branch)
+        head = self._gate.head_of(repo, default_branch)
         if head is None:
             told = f"The repository {repo} has no commits on {default_branch}."
             raise BadInput(told, faults=[Fault("repository", told)], mend="Make a first commit.")
@@ -81,19 +82,19 @@ class StandInForge(NoNetwork):
     def publish(self, spec: PublishSpec) -> Published:
         """Look the patch up by its id or any head, then open or revise it, and say of it what is still ours to say."""
         head = spec.heads[-1]
-        if not self._has(spec.repo, head):
+        if not self._gate.has(spec.repo, head):
             raise PushRejected(f"The repository {spec.repo} does not hold the commit {head}.")
         with self._state() as state:
             patches = _entry(state, spec.rid)["patches"]
-            known = spec.patch_id if spec.patch_id in patches else _by_head(patches, spec.heads)
-            did: Literal["opened", "revised", "found"] = "revised" if known else "opened"
-            if known is None:
+            made = _digest(spec.base, spec.branch, str(int(spec.published_at.timestamp())))[:40]
+            known = spec.patch_id if spec.patch_id in patches else _by_head(patches, spec.heads) or made
+            did: Literal["opened", "revised", "found"] = "revised" if known in patches else "opened"
+            if known not in patches:
                 if head == spec.base:
                     raise NothingToPropose(f"The commit {head} is in the default branch already.")
-                known = _digest(spec.base, spec.branch, str(int(spec.published_at.timestamp())))[:40]
                 patches[known] = {"title": "", "body": "", "revisions": [], "state": "open", "reviews": {}}
             revisions = patches[known]["revisions"]
-            found = next((r for r in revisions if r[1] == head), None)
+            found = self._covering(revisions, spec)
             if found is None:
                 _may_revise(known, patches[known], spec)
                 found = [_digest(known, head)[:40], head]
@@ -101,7 +102,13 @@ class StandInForge(NoNetwork):
             else:
                 did = "found"
             _describe(patches[known], spec)
-        return Published(known, found[0], head, did, NOWHERE)
+        return Published(known, found[0], found[1], did, NOWHERE)
+
+    def _covering(self, revisions: list[list[str]], spec: PublishSpec) -> list[str] | None:
+        """The revision at the head, else one at a later commit of the workflow, which another step was quicker to publish."""
+        head, later = spec.heads[-1], (r for r in revisions if r[1] not in spec.heads)
+        exact = next((r for r in revisions if r[1] == head), None)
+        return exact or next((r for r in later if self._gate.holds(spec.repo, head, r[1])), None)
 
     def review(self, spec: ReviewSpec) -> Reviewed:
         """One review a revision, by an identity that is only a name."""

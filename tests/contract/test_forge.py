@@ -82,7 +82,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     gate.trusted("p")
     forge: Forge
     if request.param == "stand-in":
-        forge = StandInForge(top / "rad", head_of=gate.head_of, has=gate.has)
+        forge = StandInForge(top / "rad", gate)
     else:
         forge = container_forge(top) if request.param == "container" else host_forge(top)
     try:
@@ -160,6 +160,16 @@ def test_a_record_lost_after_opening_finds_the_same_patch(bench: Bench) -> None:
     assert (again.did, again.patch_id) == ("found", opened.patch_id)
     later = bench.forge.publish(bench.spec(2))
     assert (later.did, later.patch_id) == ("revised", opened.patch_id)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_commit_that_a_later_revision_holds_is_found_in_it(bench: Bench, known: bool) -> None:
+    later = bench.forge.publish(bench.spec(2))
+    found = bench.forge.publish(bench.spec(1, patch_id=later.patch_id if known else None))
+    assert (found.did, found.patch_id, found.revision_id, found.head) == (
+        "found", later.patch_id, later.revision_id, bench.commits[1],
+    )  # fmt: skip
+    assert [head for _, head in seen(bench, later.patch_id).revisions] == bench.commits[1:]
 
 
 def test_publishes_at_once_end_in_one_patch(bench: Bench) -> None:
@@ -302,8 +312,7 @@ def test_starting_again_changes_nothing(bench: Bench) -> None:
 
 
 def test_the_stand_in_says_loudly_what_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    gate = GitGate(tmp_path / "repos")
-    StandInForge(tmp_path, head_of=gate.head_of, has=gate.has)
+    StandInForge(tmp_path, GitGate(tmp_path / "repos"))
     assert "forge.stand-in" in caplog.text
 
 

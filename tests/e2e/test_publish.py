@@ -35,7 +35,7 @@ def host() -> Iterator[Host]:
 def forge(host: Host) -> StandInForge:
     """The stand-in's file."""
     gate = GitGate(host.home / "repos")
-    return StandInForge(host.home / "stand-in", head_of=gate.head_of, has=gate.has)
+    return StandInForge(host.home / "stand-in", gate)
 
 
 def patch_of(host: Host, workflow: dict[str, Any]) -> Any:
