@@ -144,14 +144,6 @@ class GitGate:
             raise BadInput(f"The project {project} has no branch {branch}.")
         return found
 
-    def start_branch(self, project: str, branch: str, base: str) -> None:
-        """Make a workflow's branch at `base` where it is missing; an existing one is left where it is."""
-        repo = self.trusted(project)
-        if self.head_of(repo, branch) is None:
-            with self._locked(project):
-                if self.head_of(repo, branch) is None:
-                    move(repo, f"refs/heads/{branch}", names.commit(base), None)
-
     def base_bundle(self, project: str, commit: str, out: Path, *, without: str | None = None) -> None:
         """Write a bundle that holds `commit` as refs/heads/base; `without` is a commit its reader has already."""
         repo = self.trusted(project)

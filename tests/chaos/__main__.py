@@ -152,7 +152,7 @@ class Drive:
 
     def _quiet(self) -> None:
         """Wait until nothing is owned any more: the last zombie fenced off, the reaper round once."""
-        deadline = time.monotonic() + (15.0 if self.rig.env["CHAOS_WITHOUT"] else QUIET_SECONDS)
+        deadline = time.monotonic() + (15.0 if self.rig.without else QUIET_SECONDS)
         while time.monotonic() < deadline:
             time.sleep(LEASE / 2)
             if not _patiently(lambda: self.judge().left()):

@@ -102,10 +102,11 @@ class Judge:
                 self.verdict.add("lost", f"{name}: step {step.key} is {step.state} with {held[step.id]} commits: {step.reason}")
             elif not any(info.step == step.id and info.commit == step.commit for info in made):
                 self.verdict.add("lost", f"{name}: step {step.key} names {step.commit}, which is not on the branch")
+        own = {step.id for step in workflow.steps}
         for step_id, count in held.items():
             if count > 1:
                 self.verdict.add("duplicated", f"{name}: {count} commits of step {step_id}")
-            if step_id not in {step.id for step in workflow.steps}:
+            if step_id not in own:
                 self.verdict.add("duplicated", f"{name}: {count} commits of {step_id}, which is no step of it")
         if made:
             self._content(name, self.gate.trusted(project), str(workflow.base_commit), str(workflow.head), len(made))

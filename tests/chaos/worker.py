@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from hyperagent_tasks.agents import null
 WITHOUT = set(filter(None, os.environ.get("CHAOS_WITHOUT", "").split(",")))
 KILL, STOP = float(os.environ.get("CHAOS_KILL", "0")), float(os.environ.get("CHAOS_STOP", "0"))
 HOME = Path(os.environ["HYPERAGENT_HOME"])
-_dice: dict[int, random.Random] = {}
 
 CHANGES = r"""
 n=$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')
@@ -39,9 +39,7 @@ the others change too. So the steps of a fan are merged, and now and then in con
 
 def accident(name: str) -> None:
     """At a named point: go on, take a nap, be killed, or be stopped for longer than a lease holds."""
-    dice = _dice.get(os.getpid())
-    if dice is None:
-        dice = _dice[os.getpid()] = random.Random(f"{os.environ.get('CHAOS_SEED')}-{_which_process()}")
+    dice = _dice(os.getpid())
     roll = dice.random()
     if roll < KILL:
         note(f"kill:{name}", os.getpid())
@@ -53,9 +51,10 @@ def accident(name: str) -> None:
         time.sleep(dice.random() * 0.3)
 
 
-def _which_process() -> str:
-    """The worker's name, how often it was started, and which of its children this is: the same for the same seed."""
-    return f"{NODE}-{START}-{current_process().name}"
+@cache
+def _dice(_pid: int) -> random.Random:
+    """A process's own, by its worker's name, how often that was started, and which child it is: the same for the same seed."""
+    return random.Random(f"{os.environ.get('CHAOS_SEED')}-{NODE}-{START}-{current_process().name}")
 
 
 def _started() -> int:

@@ -109,7 +109,7 @@ def bare() -> Iterator[Home]:
         gate.trusted("p")
         new_repository(top / "source", {"a": b"1\n"}, message="first")
         made.base = onto = gate.refresh("p", top / "source", "main")
-        gate.start_branch("p", "hyperagent/w", onto)
+        gate.follow("p", "hyperagent/w", onto)
         tree = gate._tree(gate.trusted("p"), onto)
         for step in ("s1", "s2", "s3"):
             onto = gate.commit("p", "hyperagent/w", onto, tree, message=step, trailers={}, when=WHEN).commit

@@ -98,7 +98,7 @@ def made_bench(forge: Forge, gate: GitGate, top: Path) -> Bench:
     new_repository(top / "source", {"a": b"1\n"}, message="first")
     base = gate.refresh("p", top / "source", "main")
     registration = forge.register(gate.trusted("p"), name="p", description="p", default_branch="main")
-    gate.start_branch("p", "hyperagent/w", base)
+    gate.follow("p", "hyperagent/w", base)
     tree = gate._tree(gate.trusted("p"), base)
     commits: list[str] = []
     for step in ("s1", "s2"):

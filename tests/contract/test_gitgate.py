@@ -32,7 +32,7 @@ class Bench:
         self.source = top / "source"
         new_repository(self.source, {"calc.py": b"a = 1\n", "other.py": b"b = 1\n"}, message="first")
         self.base = self.gate.refresh("p", self.source, "main")
-        self.gate.start_branch("p", "hyperagent/w", self.base)
+        self.gate.follow("p", "hyperagent/w", self.base)
         self.ws, self.inp, self.out = top / "ws", top / "in", top / "out"
         for path in (self.ws, self.inp, self.out):
             path.mkdir()
@@ -274,7 +274,7 @@ def test_a_source_is_read_without_its_own_hooks(bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["-x", "a..b", "a b", "x.lock", "@", "a/./b", "refs\x00"])
 def test_a_branch_name_git_refuses_is_refused_here(bench: Bench, name: str) -> None:
     with pytest.raises(BadInput):
-        bench.gate.start_branch("p", name, bench.base)
+        bench.gate.follow("p", name, bench.base)
 
 
 def test_a_missing_branch_of_the_source_is_named(bench: Bench) -> None:
