@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 import flask
-from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
+from sqlalchemy.exc import DBAPIError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
+from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def install(app: flask.Flask) -> None:
 
 
 def _database(error: DBAPIError) -> flask.Response:
-    if not isinstance(error, OperationalError) and not error.connection_invalidated:
+    if not db.is_away(error):
         return _unforeseen(error)
     log.warning("database.down", extra={"error": str(error.orig)})
     return problem(503, "dependency-down", "The database does not answer.", mend="Start it, or mend HYPERAGENT_DATABASE_URL.")
@@ -46,7 +47,7 @@ def _database(error: DBAPIError) -> flask.Response:
 
 def _used_up(error: TimeoutError) -> flask.Response:
     log.warning("database.connections_used_up", extra={"error": str(error)})
-    return problem(503, "dependency-down", "Every connection to the database is in use.", mend="Ask again.")
+    return _ours(db.used_up())
 
 
 def _ours(error: HyperagentError) -> flask.Response:

@@ -260,7 +260,7 @@ def parts_of(workflow: models.Workflow) -> dict[str, Any]:
         "sandbox": _one({attempt.sandbox for attempt in attempts if attempt.sandbox}),
         "forge": _one({attempt.forge for attempt in attempts if attempt.forge}),
         "database": "postgresql" if settings.db_url.startswith("postgres") else "sqlite",
-        "broker": "redis" if settings.broker.startswith("redis") else settings.broker.split(":", 1)[0],
+        "broker": "redis",
     }
 
 

@@ -101,14 +101,24 @@ def transaction(url: str, *, reading: bool = False) -> Iterator[Session]:
         with session.begin():
             yield session
     except PoolTimeout as error:
-        raise DependencyDown("Every connection to the database is in use.", mend="Ask again.") from error
-    except (OperationalError, DBAPIError) as error:
-        if isinstance(error, OperationalError) or error.connection_invalidated:
+        raise used_up() from error
+    except DBAPIError as error:
+        if is_away(error):
             raise DependencyDown(f"The database does not answer: {error.orig}") from error
         raise
     finally:
         session.close()
     _send(session.info.pop(_AFTER_COMMIT, []))
+
+
+def used_up() -> DependencyDown:
+    """What is told where no connection came free in time."""
+    return DependencyDown("Every connection to the database is in use.", mend="Ask again.")
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Whether a driver's error says that the database does not answer, whatever the driver calls it."""
+    return isinstance(error, OperationalError) or error.connection_invalidated
 
 
 def after_commit(session: Session, send: Callable[[], object], *, local: bool = False) -> None:

@@ -135,10 +135,9 @@ def read_on(session: Session, after: int, most: int, *where: ColumnElement[bool]
     """
     settled = _settled(session)
     wanted = select(RunnerEvent).where(RunnerEvent.id > after, *where).order_by(RunnerEvent.id).limit(most)
-    if settled is None:
-        return list(session.scalars(wanted)), False
-    later = select(RunnerEvent.id).where(RunnerEvent.id > max(settled, after), *where).limit(1)
-    return list(session.scalars(wanted.where(RunnerEvent.id <= settled))), session.scalar(later) is not None
+    there = session.scalars(wanted).all()
+    found = [entry for entry in there if settled is None or entry.id <= settled]
+    return found, len(found) < len(there)
 
 
 def last_id(session: Session) -> int:

@@ -105,17 +105,21 @@ def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
     at_publisher(app, CATCH_UP, project_id, publisher).set(expires=CATCH_UP_EXPIRES).apply_async()
 
 
+def client(broker: str, *, seconds: float, decode: bool = False) -> redis.Redis:
+    """A client of the broker that waits at most so many seconds; with `decode` it answers in text."""
+    url = broker.replace("redis+socket://", "unix://", 1)  # Celery's word for a socket, and the library's
+    return redis.Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds, decode_responses=decode)
+
+
 def depth(broker: str) -> int | None:
     """How many messages of steps wait in the broker; None where it cannot be asked."""
-    client = redis.Redis.from_url(
-        broker.replace("redis+socket://", "unix://", 1), socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS
-    )
+    asked = client(broker, seconds=ASK_SECONDS)
     try:
-        return int(client.llen(PREFIX + STEPS))
+        return int(asked.llen(PREFIX + STEPS))
     except redis.RedisError:
         return None
     finally:
-        client.close()
+        asked.close()
 
 
 def send_segment(app: Celery, workflow_id: str, links: Sequence[tuple[str, int]], to: str = "") -> None:

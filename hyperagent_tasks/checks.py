@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import redis
 
-from hyperagent_common import db
+from hyperagent_common import db, queue
 from hyperagent_common.errors import DependencyDown, HyperagentError, NotReady
-from hyperagent_common.settings import Settings
 from hyperagent_tasks import requirements
 from hyperagent_tasks.parts import Parts
 
@@ -66,15 +65,9 @@ def _database(parts: Parts) -> str:
     return parts.settings.db_url.split(":", 1)[0]
 
 
-def redis_client(settings: Settings) -> redis.Redis:
-    """A client of the broker with short timeouts."""
-    url = settings.broker.replace("redis+socket://", "unix://", 1)
-    return redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3)
-
-
 def _broker(parts: Parts) -> str:
     mend = "Start Redis, or run `hyperagent up`, or mend HYPERAGENT_BROKER_URL."
-    client = redis_client(parts.settings)
+    client = queue.client(parts.settings.broker, seconds=3)
     try:
         client.ping()
         policy = client.config_get("maxmemory-policy").get("maxmemory-policy")

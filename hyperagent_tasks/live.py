@@ -7,6 +7,7 @@ import logging
 
 import redis
 
+from hyperagent_common import queue
 from hyperagent_tasks.agents.base import AgentEvent
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,7 @@ class LiveLog:
     """Writes agent events to Redis. Redis being away costs the live view, never the step: it is said once."""
 
     def __init__(self, broker: str, attempt_id: str) -> None:
-        url = broker.replace("redis+socket://", "unix://", 1)
-        self._client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        self._client = queue.client(broker, seconds=2)
         self._key = stream_key(attempt_id)
         self._down = False
 

@@ -15,6 +15,7 @@ from hyperagent_api.app import orm
 from hyperagent_api.resources import artifacts
 from hyperagent_api.resources.workflows import find, number
 from hyperagent_api.stream import LOG_PAGE
+from hyperagent_common import queue
 from hyperagent_common.errors import BadInput, Fault, NotFound
 from hyperagent_common.models import Artifact, StepAttempt, WorkflowStep
 from hyperagent_common.settings import Settings
@@ -57,10 +58,7 @@ def log(workflow_id: str, key: str) -> flask.Response:
 def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
     if not all(part.isdigit() for part in after.split("-", 1)):
         raise BadInput("The query is wrong.", faults=[Fault("after", "must be an entry's id")])
-    url = settings.broker.replace("redis+socket://", "unix://", 1)
-    if not url.startswith(("redis", "unix")):
-        return iter(())  # another broker keeps no live log
-    client = redis.Redis.from_url(url, socket_timeout=3, decode_responses=True)
+    client = queue.client(settings.broker, seconds=3, decode=True)
     try:
         entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=LOG_PAGE)
     except redis.RedisError:

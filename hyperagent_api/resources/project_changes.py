@@ -109,10 +109,8 @@ def _asked(session: Session, project: Project, version: int | None, values: dict
     asked = ProjectChange(id=new_id(), project_id=project.id, version=project.version, values=values, created_at=db.now(session))
     session.add(asked)
     app, change_id = flask.current_app.extensions["queue"], asked.id
-    signature = queue.signature(app, queue.CHANGE, change_id)
-    if project.publisher:
-        signature.set(queue=queue.host_queue(project.publisher, queue.CONTROL))
-    db.after_commit(session, lambda: signature.apply_async())
+    message = queue.at_publisher(app, queue.CHANGE, change_id, project.publisher)
+    db.after_commit(session, lambda: message.apply_async())
     return change_id
 
 

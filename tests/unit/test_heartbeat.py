@@ -16,7 +16,7 @@ import psutil
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from hyperagent_common import db, settings
+from hyperagent_common import db, queue, settings
 from hyperagent_common.models import Worker
 from hyperagent_tasks import checks, heartbeat, reaper, recording
 from hyperagent_tasks.parts import Chosen, Parts
@@ -115,7 +115,7 @@ def test_no_fault_ends_the_beat(url: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_check_that_fails_itself_is_said_as_one_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(settings.load({"HYPERAGENT_HOME": str(tmp_path)}), chosen=Chosen("process", "mock", "stand-in"))
-    monkeypatch.setattr(checks, "redis_client", Mock(side_effect=ValueError("no such scheme")))
+    monkeypatch.setattr(queue, "client", Mock(side_effect=ValueError("no such scheme")))
     (broker,) = [found for found in checks.examine(parts) if found.name == "broker"]
     assert (broker.ok, broker.message) == (False, "The check itself failed: ValueError: no such scheme")
 
