@@ -177,7 +177,7 @@ class Network(StandInForge):
     """A network in which people comment and push, and reading may fail."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__(parts.settings.home / "rad", head_of=parts.gitgate.head_of, has=parts.gitgate.has)
+        super().__init__(parts.settings.home / "rad", parts.gitgate)
         self.now, self.said, self.unread = Activity(OWN, (PEER,)), list[Comment](), list[str]()
         self.asked = list[list[str]]()
 
