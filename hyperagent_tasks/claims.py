@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from celery import Celery
 from sqlalchemy import and_, or_, select, update
@@ -287,7 +288,7 @@ def hold(url: str, claim: Claim, error: BudgetSpent) -> None:
         step.state, step.queued_at, step.lease_until, step.reason = StepState.QUEUED, moment, None, error.sentence
         step.free_attempts, step.blocked_since = step.free_attempts + 1, None
         attempt = _close_attempt(session, claim, AttemptState.FAILED, moment, error)
-        said = {"scope": error.scope, "reason": error.message}
+        said: dict[str, Any] = {"scope": error.scope, "reason": error.message}
         events.record(session, EventKind.BUDGET_SPENT, step=step, attempt=attempt, at=moment, **said)
         workflows.pause(session, workflow, reason=error.sentence, by=workflows.BY_BUDGET)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hyperagent_common import events
 from hyperagent_common.errors import BudgetSpent
@@ -65,7 +66,7 @@ class Bench:
     def _record(self, role: str, number: int, ran: Ran, following: fallback.Next) -> None:
         with claims.fenced(self.parts.settings.db_url, self.step.claim) as (session, row):
             attempt = session.get_one(StepAttempt, self.step.claim.attempt_id)
-            said = {"role": role, "round": number, "why": following.why}
+            said: dict[str, Any] = {"role": role, "round": number, "why": following.why}
             said |= {"agent": following.choice.provider, "model": following.choice.model, "by": "step"}
             said |= {"from": f"{ran.agent}:{ran.model}", "to": f"{following.choice.provider}:{following.choice.model}"}
             events.record(session, EventKind.AGENT_FALLBACK, step=row, attempt=attempt, **said)

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from hyperagent_common import db, events
 from hyperagent_common.choices import Choice
@@ -123,7 +123,7 @@ def _open(parts: Parts, step: StepSpec, turn: Turn, agent: Agent) -> str:
                 started_at=moment,
             )
         )
-        said = {"agent": agent.name, "model": turn.choice.model, "role": turn.role, "round": turn.round}
+        said: dict[str, Any] = {"agent": agent.name, "model": turn.choice.model, "role": turn.role, "round": turn.round}
         events.record(session, EventKind.AGENT_STARTED, step=row, attempt=attempt, at=moment, sandbox=parts.runner.name, **said)
     return run_id
 

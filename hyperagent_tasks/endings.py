@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -49,7 +50,7 @@ def tell(session: Session, run: AgentRun, attempt: StepAttempt, step: WorkflowSt
         moved = {"role": run.role, "round": run.round, "agent": run.provider, "model": switch["to"]}
         moved |= {"from": switch["from"], "to": switch["to"], "why": f"{switch['from']} failed: {switch['why']}"}
         events.record(session, EventKind.AGENT_FALLBACK, step=step, attempt=attempt, by="gateway", **moved)
-    said = {
+    said: dict[str, Any] = {
         "reason": run.end_reason,
         "requests": observed.requests,
         "tokens": observed.input + observed.output,

@@ -72,10 +72,11 @@ def seen_by_gateway(outcome: AgentOutcome, observed: Observed) -> AgentOutcome:
     """The outcome with the reason the gateway saw: it knows the provider's answer, the CLI only its own words. A CLI that says
     it is done though its model's last answer never came whole (Gemini CLI takes a cut answer for a whole one) is not."""
     reason = SEEN.get(observed.last_failure or "")
-    if outcome.ok and observed.last_failure == "transport":
-        outcome = replace(outcome, sentence="The agent says it is done, but its model's last answer broke off.")
-    elif outcome.ok or reason is None or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+    cut = outcome.ok and observed.last_failure == "transport"
+    if reason is None or (outcome.ok and not cut) or outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
         return outcome
+    if cut:
+        outcome = replace(outcome, sentence="The agent says it is done, but its model's last answer broke off.")
     told = str((observed.failure or {}).get("message", ""))[:300].rstrip(".")
     return replace(outcome, reason=reason, sentence=f"{outcome.sentence} The gateway saw: {reason}: {told}.")
 

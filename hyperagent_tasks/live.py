@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import redis
 
@@ -35,7 +36,7 @@ class LiveLog:
             return
         data = {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in event.data.items()}
         text = json.dumps(data, default=str)
-        fields = {"kind": event.kind, "data": text if len(text) <= 16 * MAX_TEXT else '{"truncated": true}'}
+        fields: dict[Any, Any] = {"kind": event.kind, "data": text if len(text) <= 16 * MAX_TEXT else '{"truncated": true}'}
         try:
             self._client.xadd(self._key, fields, maxlen=MAX_ENTRIES, approximate=True)
         except redis.RedisError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -29,13 +30,15 @@ def publish(parts: Parts, step: StepSpec, made: Made) -> Published | None:
     Raises `PushFailed`, `ForgeRefused`, `LeaseLost`. A verdict that cannot be posted now is noted, and raises nothing.
     """
     if not step.choices.publish:
-        return _skip(parts, step, made, SkipKind.UNWANTED, UNWANTED)
+        _skip(parts, step, made, SkipKind.UNWANTED, UNWANTED)
+        return None
     try:
         spec = _intend(parts, step)
         failpoint("before_push")
         published = parts.forge.publish(spec)
     except NothingToPropose as error:
-        return _skip(parts, step, made, SkipKind.NOTHING, error.sentence)
+        _skip(parts, step, made, SkipKind.NOTHING, error.sentence)
+        return None
     failpoint("after_push")
     patch_id = _record(parts, step, made, published)
     failpoint("before_review")
@@ -111,7 +114,7 @@ def _record(parts: Parts, step: StepSpec, made: Made, published: Published) -> s
         )
         row.commit = made.commit
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
-        said = {"patch": published.patch_id, "revision": published.revision_id, "commit": made.commit}
+        said: dict[str, Any] = {"patch": published.patch_id, "revision": published.revision_id, "commit": made.commit}
         events.record(session, KINDS[published.did], step=row, attempt=attempt, at=moment, **said)
         delivery.note(session, parts.settings, patch, spread, moment)
         reviews.owe(session, parts, patch, row.id, published.revision_id, moment)

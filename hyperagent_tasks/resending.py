@@ -33,7 +33,7 @@ def reconcile(parts: Parts) -> dict[str, int]:
         drafts = again + _due(session, PlanDraft, "queued", moment, s.requeue_after, every)
         changes = _due(session, ProjectChange, "asked", moment, patience, every)
         anywhere = _due(session, Project, ProjectState.REGISTERING, moment, patience, every)
-        sends = [(queue.REGISTER, key, None) for key in anywhere]
+        sends: list[tuple[str, str, str | None]] = [(queue.REGISTER, key, None) for key in anywhere]
         sends += [(queue.DRAFT, *found) for found in _publishers(session, PlanDraft, drafts)]
         sends += [(queue.CHANGE, *found) for found in _publishers(session, ProjectChange, changes)]
         for send in sends:

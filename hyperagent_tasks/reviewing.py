@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hyperagent_common import db, events
 from hyperagent_common.choices import ASKS
@@ -87,5 +88,5 @@ def _record(bench: Bench, number: int, ran: Ran, found: Verdict) -> None:
                 created_at=moment,
             )
         )
-        said = {"decision": str(found.decision), "summary": found.summary[:500], "findings": len(found.findings)}
+        said: dict[str, Any] = {"decision": str(found.decision), "summary": found.summary[:500], "findings": len(found.findings)}
         events.record(session, EventKind.VERDICT, step=row, attempt=attempt, at=moment, round=number, model=ran.model, **said)

@@ -6,6 +6,7 @@ A review that cannot be posted stops no step: its row stays pending, with the re
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -98,7 +99,12 @@ def _tell(session: Session, row: PatchReview, reviewed: Reviewed, moment: dateti
             at=moment,
         )
     )
-    told = {"verdict": "accept", "reviewer": reviewed.reviewer, "revision": row.revision_id, "review": reviewed.review_id}
+    told: dict[str, Any] = {
+        "verdict": "accept",
+        "reviewer": reviewed.reviewer,
+        "revision": row.revision_id,
+        "review": reviewed.review_id,
+    }
     events.record(session, EventKind.PATCH_REVIEWED, step=step, at=moment, **told)
 
 

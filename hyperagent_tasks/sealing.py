@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hyperagent_common import events
 from hyperagent_common.errors import AgentFailed, IntakeRefused, LeaseLost, RunnerTimeout, Transient
@@ -120,9 +121,13 @@ def _check(parts: Parts, step: StepSpec, work: Workdir, lease: Lease) -> RunnerR
                 timeout=parts.settings.check_timeout,
                 output_limit=16 << 20,
             ),
-            sink=lambda _stream, data: out.write(data) and None,
+            sink=partial(_keep, out),
             cancelled=lease.lost,
         )
+
+
+def _keep(out: BinaryIO, _stream: str, data: bytes) -> None:
+    out.write(data)
 
 
 def _record_checks(parts: Parts, step: StepSpec, work: Workdir, checked: RunnerResult | None, sealed: Sealed) -> Examined:
@@ -130,7 +135,11 @@ def _record_checks(parts: Parts, step: StepSpec, work: Workdir, checked: RunnerR
     with claims.fenced(parts.settings.db_url, step.claim) as (session, row):
         attempt = session.get_one(StepAttempt, step.claim.attempt_id)
         session.add_all(CheckResult(attempt_id=attempt.id, round=work.round, **values) for values in rows)
-        changed = {"files": len(sealed.changed_files), "insertions": sealed.insertions, "deletions": sealed.deletions}
+        changed: dict[str, Any] = {
+            "files": len(sealed.changed_files),
+            "insertions": sealed.insertions,
+            "deletions": sealed.deletions,
+        }
         events.record(session, EventKind.SEALED, step=row, attempt=attempt, **changed)
         if checked is not None:
             took = (checked.finished_at - checked.started_at).total_seconds()

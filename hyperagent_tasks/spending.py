@@ -26,7 +26,7 @@ OF_A_DRAFT = "Raise budgets.project in the project's settings, or write the plan
 def left(parts: Parts, step: StepSpec) -> Left:
     """What the next agent run of a step may use. Raises `BudgetSpent` where nothing is left."""
     whose = {"workflow": step.claim.workflow_id, "project": step.project_id}
-    return _left(parts, step.choices.budgets, partial(spent, step=step), whose, MEND)
+    return _left(parts, step.choices.budgets, lambda session, scope: spent(session, step, scope), whose, MEND)
 
 
 def left_to_draft(parts: Parts, project_id: str, limits: Mapping[str, Amount]) -> Left:
@@ -41,7 +41,7 @@ def _left(
     found: dict[str, Spent] = {}
     if limits:
         with db.transaction(parts.settings.db_url, reading=True) as session:
-            found = {scope: used(session, scope=scope) for scope in limits}
+            found = {scope: used(session, scope) for scope in limits}
     rest = budget.left(limits, found)
     if rest.spent:
         raise BudgetSpent(rest.spent, scope=rest.scope or "step", mend=mend)

@@ -76,7 +76,7 @@ def scan(parts: Parts, project: Project) -> list[str]:
     now = parts.forge.activity(rid, branches)
     with db.transaction(url, reading=True) as session:
         mark = session.get(TriggerMark, project.id)
-        own = {i["did"] for row in session.scalars(select(ForgeHost)) for i in row.report.get("identities", ())}
+        ours = {i["did"] for row in session.scalars(select(ForgeHost)) for i in row.report.get("identities", ())}
     if mark is None:
         return []
     seen: dict[str, Any] = mark.seen or {}
@@ -85,7 +85,7 @@ def scan(parts: Parts, project: Project) -> list[str]:
     watched = _own_branches(now, rules)
     found = [*_pushes(now, seen.get("branches", {}), branches), *_own_pushes(now, seen.get("heads", {}), watched), *said]
     since = mark.since.replace(microsecond=0)  # Radicle tells whole seconds: a comment in the rule's own second came after it
-    own, prints = tuple({*own, now.did}), seen.get("patches", {})
+    own, prints = tuple({*ours, now.did}), seen.get("patches", {})
     late = {event[0].subject for event in found if mark.seen is None or prints.get(event[0].patch) == NEVER_READ}
     early, rest = ([e for e in found if (e[0].subject in late) is asked] for asked in (True, False))
     fired = [*_handled(parts, project.id, early, Around(now.delegates, own, since))]
@@ -240,6 +240,6 @@ def _submit(parts: Parts, session: Session, project: Project, rule: Rule, happen
     parsed = plans.parse(triggers.filled(rule.plan, happened))
     by = f"trigger {rule.name}: {' '.join(happened.authors)}"[:255]
     made = workflows.submit(session, parts.app, project, parsed, max_attempts=parts.settings.max_attempts, requested_by=by)
-    said = {"project": project.name, "rule": rule.name, "subject": happened.subject[:400], "author": by}
+    said: dict[str, Any] = {"project": project.name, "rule": rule.name, "subject": happened.subject[:400], "author": by}
     events.record(session, EventKind.TRIGGER_FIRED, workflow_id=made.id, **said)
     return made.id

@@ -11,12 +11,13 @@ from typing import Any
 from celery import Celery
 
 from hyperagent_common import db
+from hyperagent_common.choices import Choice
 from hyperagent_common.models import AgentRun, Artifact
 from hyperagent_common.settings import Settings
 from hyperagent_tasks import spec
 from hyperagent_tasks.budget import Left
 from hyperagent_tasks.claims import Claim, Lease
-from hyperagent_tasks.conversing import Choice, Turn
+from hyperagent_tasks.conversing import Turn
 from hyperagent_tasks.gateway.book import Entry, Gateway
 from hyperagent_tasks.gateway.client import Grant, Observed
 from hyperagent_tasks.gateway.config import from_settings

@@ -102,11 +102,11 @@ def _standing(session: Session, settings: Settings, recent: int = RECENT) -> dic
     return found
 
 
-def _steps(*where: ColumnElement[bool]) -> Select[tuple[str]]:
+def _steps(*where: ColumnElement[bool]) -> Select[Any]:
     return select(WorkflowStep.id).join(Workflow).where(*where)
 
 
-def _count(session: Session, query: Select[tuple[str]]) -> int:
+def _count(session: Session, query: Select[Any]) -> int:
     """How many rows, counted up to `MOST`: more is told as that many."""
     return session.scalar(select(func.count()).select_from(query.limit(MOST).subquery())) or 0
 
@@ -114,7 +114,7 @@ def _count(session: Session, query: Select[tuple[str]]) -> int:
 def _stuck(session: Session, now: datetime) -> list[dict[str, Any]]:
     """Running steps whose worker has not renewed its lease in time, and those waiting for a dependency; a paused workflow's
     queued steps wait for whoever paused it."""
-    kinds = {
+    kinds: dict[str, tuple[Any, tuple[ColumnElement[bool], ...]]] = {
         "silent": (WorkflowStep.lease_until, (WorkflowStep.state == StepState.RUNNING, WorkflowStep.lease_until < now)),
         "waiting": (
             WorkflowStep.blocked_since,

@@ -60,7 +60,7 @@ def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
         raise BadInput("The query is wrong.", faults=[Fault("after", "must be an entry's id")])
     client = queue.client(settings.broker, seconds=3, decode=True)
     try:
-        entries = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=LOG_PAGE)
+        entries: Any = client.xrange(f"hyperagent:log:{attempt_id}", min=f"({after}" if after != "0" else "-", count=LOG_PAGE)
     except redis.RedisError:
         entries = []  # the live view is gone with Redis; the kept stream comes at the end
     finally:

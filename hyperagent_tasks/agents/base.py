@@ -106,14 +106,17 @@ class StreamParser(Protocol):
 class Agent(Protocol):
     """One coding-agent CLI."""
 
-    name: str
-    """What WORKFLOW_AGENT_PROVIDER says."""
+    @property
+    def name(self) -> str:
+        """What WORKFLOW_AGENT_PROVIDER says."""
 
-    dialect: Dialect | None
-    """How it speaks to the gateway; None where it never does."""
+    @property
+    def dialect(self) -> Dialect | None:
+        """How it speaks to the gateway; None where it never does."""
 
-    series: str
-    """The versions whose output it reads, as the beginning of a version; empty where it has none of its own."""
+    @property
+    def series(self) -> str:
+        """The versions whose output it reads, as the beginning of a version; empty where it has none of its own."""
 
     def command(self, task: AgentTask) -> AgentCommand:
         """The command line and environment for this task; holds no real key."""

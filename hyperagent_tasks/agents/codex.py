@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from hyperagent_tasks.agents.base import AgentEvent, AgentTask, EndReason
 from hyperagent_tasks.agents.cli import CliAgent
@@ -108,7 +109,7 @@ class CodexAgent(CliAgent):
     series = "0.169"
     parsed_by = CodexParser
     prompt_limit = 1 << 20
-    environment: Mapping[str, str] = {"RUST_LOG": "error"}
+    environment: ClassVar[Mapping[str, str]] = {"RUST_LOG": "error"}
     setup = 'mkdir -p "$HOME/.codex"; cp "$given/config.toml" "$HOME/.codex/"; keep "$HOME/.codex/sessions"'
 
     def _options(self, task: AgentTask, model: str) -> list[str]:

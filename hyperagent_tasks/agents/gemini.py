@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from hyperagent_tasks.agents.base import AgentEvent, AgentTask, EndReason
 from hyperagent_tasks.agents.cli import CliAgent
@@ -79,7 +80,7 @@ class GeminiAgent(CliAgent):
     dialect = "gemini"
     series = "0.61"
     parsed_by = GeminiParser
-    environment: Mapping[str, str] = {
+    environment: ClassVar[Mapping[str, str]] = {
         "GEMINI_CLI_NO_RELAUNCH": "true",
         "NO_COLOR": "1",
     }

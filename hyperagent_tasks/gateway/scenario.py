@@ -146,7 +146,7 @@ def load(path: Path) -> dict[str, dict[str, Script]]:
     try:
         loaded = ScenarioSchema().load(data if isinstance(data, dict) else {})
     except ValidationError as error:
-        faults = [Fault(k, str(v)) for k, v in dict(error.normalized_messages()).items()]
+        faults = [Fault(k, str(v)) for k, v in dict(error.normalized_messages()).items()]  # type: ignore[no-untyped-call]
         raise BadInput(f"The scenario {path} is wrong.", faults=faults) from error
     return {
         key: {role: Script(s["turns"], s["faults"], s["loop"]) for role, s in roles.items()}

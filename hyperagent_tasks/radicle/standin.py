@@ -87,7 +87,8 @@ class StandInForge(NoNetwork):
         with self._state() as state:
             patches = _entry(state, spec.rid)["patches"]
             made = _digest(spec.base, spec.branch, str(int(spec.published_at.timestamp())))[:40]
-            known = spec.patch_id if spec.patch_id in patches else _by_head(patches, spec.heads) or made
+            recorded = spec.patch_id if spec.patch_id in patches else None
+            known = recorded or _by_head(patches, spec.heads) or made
             did: Literal["opened", "revised", "found"] = "revised" if known in patches else "opened"
             if known not in patches:
                 if head == spec.base:

@@ -85,7 +85,7 @@ def _switch_off() -> None:
         claims.holds = lambda url, claim: True
     if "lease" in WITHOUT:
         take = claims.take
-        claims.take = lambda url, app, step, generation, worker, lease: take(url, app, step, generation, worker, 0.0)
+        claims.take = lambda url, app, step_id, generation, worker, lease: take(url, app, step_id, generation, worker, 0.0)
         claims.beat = lambda url, claim, lease: claims.holds(url, claim)
     if "reconciler" in WITHOUT:
         upkeep.reconcile = lambda parts: {}

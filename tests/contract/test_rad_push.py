@@ -11,8 +11,9 @@ import time
 import pytest
 
 from hyperagent_tasks.gitgate import GitGate, new_repository
+from hyperagent_tasks.radicle.choose import HELPER
 from tests import parts
-from tests.contract.rad_home import HELPER, Home
+from tests.contract.rad_home import Home
 
 
 def test_a_push_without_a_node_is_kept_and_says_so(home: Home) -> None:

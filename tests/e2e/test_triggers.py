@@ -94,7 +94,9 @@ def patch(host: Host, peer: Peer) -> tuple[str, str]:
     return rid, name
 
 
-def test_a_comment_by_a_named_peer_starts_one_workflow_and_is_only_data_in_it(host: Host, peer: Peer, patch: Any) -> None:
+def test_a_comment_by_a_named_peer_starts_one_workflow_and_is_only_data_in_it(
+    host: Host, peer: Peer, patch: tuple[str, str]
+) -> None:
     peer.comment(*patch, "just talk")
     said = peer.comment(*patch, HOSTILE + "x" * 90_000)
     fired = until(lambda: events(host, "example", "fired"))
@@ -112,7 +114,7 @@ def test_a_comment_by_a_named_peer_starts_one_workflow_and_is_only_data_in_it(ho
     assert host.wait(workflow["id"])["state"] == "done"
 
 
-def test_a_comment_made_while_the_watch_was_down_starts_one_workflow(host: Host, peer: Peer, patch: Any) -> None:
+def test_a_comment_made_while_the_watch_was_down_starts_one_workflow(host: Host, peer: Peer, patch: tuple[str, str]) -> None:
     down = watch_process(host)
     down.send_signal(signal.SIGSTOP)
     said = peer.comment(*patch, "/fix this, nobody listens")
@@ -123,7 +125,9 @@ def test_a_comment_made_while_the_watch_was_down_starts_one_workflow(host: Host,
     assert len(events(host, "example", "fired")) == 2
 
 
-def test_our_own_comment_and_two_hundred_at_once_start_nothing_more_than_the_limit(host: Host, peer: Peer, patch: Any) -> None:
+def test_our_own_comment_and_two_hundred_at_once_start_nothing_more_than_the_limit(
+    host: Host, peer: Peer, patch: tuple[str, str]
+) -> None:
     node = parts.require_docker().containers.get(f"ha-radicle-{(host.home / 'instance').read_text().strip()}")
     own = node.exec_run(["rad", "patch", "comment", patch[1], "-m", "/fix myself", "-q", "--repo", patch[0]])
     assert own.exit_code == 0, own.output
@@ -148,7 +152,7 @@ def test_our_own_comment_and_two_hundred_at_once_start_nothing_more_than_the_lim
     assert "\x1b" not in text
 
 
-def test_who_is_neither_delegate_nor_named_starts_nothing(host: Host, peer: Peer, patch: Any) -> None:
+def test_who_is_neither_delegate_nor_named_starts_nothing(host: Host, peer: Peer, patch: tuple[str, str]) -> None:
     triggers = [rule("patch_comment", match="/open")]
     assert host.request("PATCH", "/api/v1/projects/example", {"settings": {"triggers": triggers}})[0] == 200
     before = len(events(host, "example", "fired"))

@@ -15,6 +15,7 @@ from hyperagent_common.models import Worker, Workflow, WorkflowStep
 from hyperagent_common.states import StepState
 from hyperagent_tasks import checks, claims, heartbeat, upkeep
 from hyperagent_tasks.parts import instance
+from hyperagent_tasks.runners.fake import Play
 from tests import desk
 from tests.unit.test_claims import LINE, Sent, _Parts, app, steps, submitted, take, url
 
@@ -99,7 +100,7 @@ def test_a_workers_row_says_which_host_it_is_of(tmp_path: Path, app: Sent, monke
     monkeypatch.setattr(checks, "examine", lambda _parts: [])
     made = f"sqlite:///{tmp_path / 'h.db'}"
     db.upgrade(made)
-    parts = desk.host(made, app, lambda _spec: desk.Play())
+    parts = desk.host(made, app, lambda _spec: Play())
     heartbeat.beat(parts, "w")
     with db.transaction(made, reading=True) as session:
         assert session.get_one(Worker, "w").parts["instance"] == instance(parts.settings)

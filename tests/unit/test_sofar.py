@@ -14,11 +14,12 @@ from hyperagent_common import actions, db
 from hyperagent_common.errors import BudgetSpent, DiskFull, NodeDown, ProviderDown, RunnerTimeout, Transient
 from hyperagent_common.models import Artifact
 from hyperagent_common.states import Action
-from hyperagent_tasks import claims, preparing, rounds, sofar
+from hyperagent_tasks import claims, preparing, rounds, sofar, spec
 from hyperagent_tasks.gitgate.commands import GitFailed
 from hyperagent_tasks.runners.base import RunnerResult, RunSpec
 from hyperagent_tasks.runners.fake import FakeRunner, Play
 from hyperagent_tasks.runners.process import ProcessRunner
+from hyperagent_tasks.sealing import Approved
 from tests import desk
 from tests.unit.test_claims import LINE, Sent, app, steps, submitted, take
 
@@ -107,10 +108,10 @@ def test_after_a_resume_the_next_attempt_goes_on_with_the_work_so_far(tmp_path: 
     parts.__dict__["runner"] = Mixed(parts.runner, parts.settings.home / "work")  # type: ignore[arg-type]
     workflow_id = submitted(url, app, LINE)
 
-    def attempt() -> rounds.Approved:
+    def attempt() -> Approved:
         claim = take(url, app, steps(url, workflow_id)["a"])
         with db.transaction(url, reading=True) as session:
-            step = desk.spec.read(session, claim, parts.settings)
+            step = spec.read(session, claim, parts.settings)
         head = parts.gitgate.refresh(step.project, source, "main")
         step = replace(step, base=head, head=head)
         begun = sofar.found(parts, step)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hyperagent_common import actions, db
-from hyperagent_common.choices import Choice
+from hyperagent_common.choices import Amount, Choice
 from hyperagent_common.errors import BudgetSpent
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import AgentRun, Workflow
@@ -166,7 +166,7 @@ def test_a_run_that_spent_its_rest_asks_a_person_though_others_were_given_more_m
 
 
 def test_the_scope_of_each_rest_is_known() -> None:
-    limits = budget.left({"step": budget.Amount(tokens=9, usd=1), "project": budget.Amount(tokens=5)}, {})
+    limits = budget.left({"step": Amount(tokens=9, usd=1), "project": Amount(tokens=5)}, {})
     assert dict(limits.scopes) == {"tokens": "project", "usd": "step"}
 
 
