@@ -138,8 +138,8 @@ class PlannerTask(Base):
 class Workflow(Base):
     """A plan being carried out on a project: one branch, at most one patch.
 
-    `head` is the truth about the branch: repositories on hosts follow it. `version` counts changes of `state`, and what
-    people do to its dead letters.
+    `head` is the truth about the branch: repositories on hosts follow it. `version` counts changes of `state`, and its dead
+    letters: each as it comes, and what people do to it.
     """
 
     __tablename__ = "workflow"

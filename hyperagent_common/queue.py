@@ -107,7 +107,9 @@ def send_catch_up(app: Celery, project_id: str, publisher: str | None) -> None:
 
 def client(broker: str, *, seconds: float, decode: bool = False) -> redis.Redis:
     """A client of the broker that waits at most so many seconds; with `decode` it answers in text."""
-    url = broker.replace("redis+socket://", "unix://", 1)  # Celery's word for a socket, and the library's
+    url = broker
+    if broker.startswith("redis+socket://"):  # Celery's words for a socket and its database, and the library's
+        url = broker.replace("redis+socket", "unix", 1).replace("virtual_host=", "db=", 1)
     return redis.Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds, decode_responses=decode)
 
 

@@ -55,8 +55,8 @@ def keep() -> None:
     for old in list(_beating):
         if time.monotonic() - old.began >= AGAIN_SECONDS and (code := old.process.poll()) is not None:
             log.error("heartbeat.ended", extra={"worker": old.name, "exit_code": code})
+            start(old.name)  # where it cannot be started now, the old one is found again at the next look
             _beating.remove(old)
-            start(old.name)
 
 
 def stop() -> None:
@@ -105,7 +105,7 @@ def beat(parts: Parts, name: str, *, stopped: bool = False) -> None:
             row = Worker(id=name, host=socket.gethostname(), started_at=moment, last_seen=moment)
             session.add(row)
         row.last_seen, row.faults = moment, faults
-        row.parts = said or row.parts
+        row.parts = said or row.parts or {}
         row.stopped_at = moment if stopped else None
 
 

@@ -14,7 +14,7 @@ def works(session: Session, settings: Settings, publisher: str) -> bool:
     """Whether a worker of this host reported lately: then it takes what is for it, however busy it is now."""
     since = db.now(session) - forge_state.patience(settings)
     alive = session.scalars(select(Worker).where(Worker.last_seen > since, Worker.stopped_at.is_(None)))
-    return any(worker.parts.get("instance") == publisher for worker in alive)
+    return any((worker.parts or {}).get("instance") == publisher for worker in alive)  # None: what older workers wrote
 
 
 def only(session: Session, settings: Settings, workflow: Workflow, step: WorkflowStep) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hyperagent_common import choices, providers
 from hyperagent_common.choices import Choice
-from hyperagent_common.errors import HyperagentError, NotReady
+from hyperagent_common.errors import DependencyDown, HyperagentError, NotReady
 from hyperagent_tasks.agents import versions
 from hyperagent_tasks.agents.base import Agent
 from hyperagent_tasks.gateway.config import SPEAKS
@@ -22,7 +22,7 @@ def of_deployment(parts: Parts) -> list[Choice]:
 
 
 def require(parts: Parts, choice: Choice) -> None:
-    """Everything this choice needs that can be told without the gateway. Raises `BadInput`, `NotReady`."""
+    """Everything this choice needs that can be told without the gateway. Raises `BadInput`, `NotReady`, `DependencyDown`."""
     agent = parts.agent(choice.provider)
     cli(parts, agent)
     provider(parts, agent, choice.model)
@@ -48,19 +48,22 @@ def lacking(parts: Parts) -> str | None:
     try:
         for choice in of_deployment(parts):
             require(parts, choice)
+    except DependencyDown:
+        return None
     except HyperagentError as error:
         return f"{error.message} {error.mend}".strip()
     return None
 
 
 def cli(parts: Parts, agent: Agent) -> None:
-    """The CLI is where agents run, in a version whose output the adapter reads. Raises `NotReady`."""
+    """The CLI is where agents run, in a version whose output the adapter reads. Raises `NotReady`, `DependencyDown`."""
     if not agent.series:
         return
     docker, image = parts.chosen.sandbox == "docker", parts.settings.runner_image
-    if docker and versions.labels(image) is None:
+    labels = versions.labels(image) if docker else {}
+    if labels is None:
         return  # no engine or no image: the check of the sandbox says so
-    found = VERSION.search(parts.agent_version(agent) or "")
+    found = VERSION.search((versions.labelled(labels, agent) if docker else versions.said(agent)) or "")
     place = f"in the image {image}" if docker else "on the PATH"
     mend = "Build the image: `ops/parts runner-image`." if docker else f"Install {agent.name} {agent.series}."
     if found is None:

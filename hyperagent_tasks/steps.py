@@ -22,14 +22,16 @@ def run_step(parts: Parts, step_id: str, generation: int) -> str:
     s = parts.settings
     claim = claims.take(s.db_url, parts.app, step_id, generation, parts.worker, s.lease_seconds)
     failpoint("after_claim")
-    with Lease(s.db_url, claim, s.lease_seconds, s.heartbeat_seconds) as lease:
-        return _settle(parts, claim, lease)
+    with contextlib.ExitStack() as held:
+        return _settle(parts, claim, held)
 
 
-def _settle(parts: Parts, claim: Claim, lease: Lease) -> str:
-    """Run the hops; where they fail, write how the step stands before the error goes on to Celery."""
+def _settle(parts: Parts, claim: Claim, held: contextlib.ExitStack) -> str:
+    """Run the hops under a lease, which `held` ends; where they fail, the lease's own thread among them, write how the step
+    stands before the error goes on to Celery."""
     s, ours = parts.settings, True
     try:
+        lease = held.enter_context(Lease(s.db_url, claim, s.lease_seconds, s.heartbeat_seconds))
         return carry_out(parts, claim, lease)
     except SystemExit:  # the worker is drained: another one goes on at once
         with contextlib.suppress(LeaseLost, DependencyDown):

@@ -152,15 +152,16 @@ def run(file: str, project_name: str, follow: bool, idempotency_key: str, as_jso
 def _submitted(client: ApiClient, body: dict[str, Any], key: str, *, again: bool = False) -> dict[str, Any]:
     """The workflow; where the connection broke it is asked for once more, under a key that makes two requests one.
 
-    Raises `DependencyDown` where that broke too, telling the key: whether the plan was taken is not known then.
+    Raises `DependencyDown` where that broke too, and `NotReady` where the API's database ended: each tells the key, for
+    whether the plan was taken is not known then.
     """
     try:
         workflow: dict[str, Any] = client.post("/api/v1/workflows", body, **{"Idempotency-Key": key})
-    except DependencyDown as error:
-        if not again:
+    except (DependencyDown, NotReady) as error:
+        if isinstance(error, DependencyDown) and not again:
             return _submitted(client, body, key, again=True)
         mend = f"{error.mend} Then submit with --idempotency-key {key}: what was taken already is found."
-        raise DependencyDown(error.message, mend=mend) from error
+        raise type(error)(error.message, mend=mend.strip()) from error
     return workflow
 
 
@@ -248,7 +249,7 @@ def logs(workflow: str, step: str | None, attempt: int | None, follow: bool, as_
     while True:
         answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{quote(key, safe='')}/log", after=after, **query)
         live = answer.headers.get("X-Log") == "live"
-        told = 0
+        query["attempt"], told = answer.headers["X-Attempt"], 0  # a retry is another log
         for line in filter(None, lines(answer, 4096)):
             after = json.loads(line).get("id", after) if live else after
             told += 1

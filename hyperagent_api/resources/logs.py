@@ -21,6 +21,8 @@ from hyperagent_common.models import Artifact, StepAttempt, WorkflowStep
 from hyperagent_common.settings import Settings
 from hyperagent_common.states import AttemptState
 
+MOST_ATTEMPTS = 2**31 - 1
+"""The greatest number the database keeps for an attempt: none has it, and a greater one is not asked for."""
 blueprint = Blueprint("logs", __name__, url_prefix="/api/v1/workflows", description="What steps leave")
 
 
@@ -41,17 +43,21 @@ def provenance(workflow_id: str, key: str) -> Any:
 @blueprint.response(200, {"type": "string"}, content_type="application/jsonl")
 @blueprint.alt_response(404, description="No such workflow, step or attempt")
 def log(workflow_id: str, key: str) -> flask.Response:
-    """The log of an attempt as JSON lines: live events while it runs (after `after`), the kept stream afterwards."""
+    """The log of an attempt as JSON lines: live events while it runs, the kept stream afterwards.
+
+    With `after`, the id of the last live event that was read, live events still, for a day after the attempt's end: what was
+    read is not told again in other words.
+    """
     attempt = _attempt(find(workflow_id), key, flask.request.args.get("attempt"))
     settings: Settings = flask.current_app.extensions["settings"]
     wanted = (Artifact.attempt_id == attempt.id, Artifact.name == "agent-stream.jsonl")
     row = orm.session.scalar(select(Artifact).where(*wanted))
-    ended = attempt.state != AttemptState.RUNNING
+    ended, after = attempt.state != AttemptState.RUNNING, flask.request.args.get("after", "0")
     headers = {"X-Attempt": str(attempt.number), "X-Attempt-State": attempt.state}
-    if row is not None and ended:
+    if row is not None and ended and after == "0":
         return flask.Response(artifacts.begun(row), mimetype="application/jsonl", headers=headers)
     orm.session.remove()
-    lines = _live(settings, attempt.id, flask.request.args.get("after", "0"))
+    lines = _live(settings, attempt.id, after)
     return flask.Response(lines, mimetype="application/jsonl", headers={**headers, "X-Log": "live"})
 
 
@@ -72,7 +78,7 @@ def _live(settings: Settings, attempt_id: str, after: str) -> Iterator[str]:
 def _attempt(workflow_id: str, key: str, asked: str | None) -> StepAttempt:
     query = select(StepAttempt).join(WorkflowStep).where(WorkflowStep.workflow_id == workflow_id, WorkflowStep.key == key)
     if asked is not None:
-        query = query.where(StepAttempt.number == number(asked, "attempt"))
+        query = query.where(StepAttempt.number == min(number(asked, "attempt") or 0, MOST_ATTEMPTS))
     found = orm.session.scalars(query.order_by(StepAttempt.number.desc()).limit(1)).first()
     if found is None:
         raise NotFound(f"The workflow has no attempt {asked or ''} of a step {key!r}.".replace("  ", " "))

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 
 import docker
 import requests
 from docker.errors import DockerException
 
+from hyperagent_common.errors import DependencyDown
 from hyperagent_common.settings import Settings
+from hyperagent_tasks import trouble
 from hyperagent_tasks.agents.base import Agent
 
 SECONDS = 20
 
 
 def of(settings: Settings, sandbox: str, agent: Agent) -> str | None:
-    """The version, None where nobody says."""
-    if sandbox == "docker":
-        return (labels(settings.runner_image) or {}).get(f"hyperagent.{agent.name}")
+    """The version, None where nobody says or can be asked now."""
+    try:
+        return labelled(labels(settings.runner_image) or {}, agent) if sandbox == "docker" else said(agent)
+    except DependencyDown:
+        return None
+
+
+def labelled(found: Mapping[str, str], agent: Agent) -> str | None:
+    """What the labels of an image say of the CLI in it."""
+    return found.get(f"hyperagent.{agent.name}")
+
+
+def said(agent: Agent) -> str | None:
+    """What the CLI on the PATH says, None where it is not there or says nothing. Raises `DependencyDown` where this host has
+    no process, memory or time left to ask it: that is not kept, an answer is."""
     return _said(tuple(agent.probe()))
 
 
@@ -36,6 +51,14 @@ def labels(image: str) -> dict[str, str] | None:
 def _said(argv: tuple[str, ...]) -> str | None:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired as error:
+        raise DependencyDown(
+            f"The agent CLI {argv[0]} did not tell its version within {SECONDS} s.", mend=trouble.MEND
+        ) from error
+    except OSError as error:
+        if ailing := trouble.named(error):
+            raise ailing from error
         return None
+    if done.returncode in trouble.KILLED:
+        raise DependencyDown(f"The agent CLI {argv[0]} was killed when it was asked for its version.", mend=trouble.MEND)
     return done.stdout.strip()[:64] or None

@@ -120,8 +120,14 @@ class Judge:
 
     def _content(self, name: str, repo: Path, base: str, head: str, commits: int) -> None:
         """Each commit brings a file of its step's own, and the head still has all of them: no merge took any back."""
-        brought = git(repo, "log", "--first-parent", "--format=", "--name-only", "--diff-filter=A", f"{base}..{head}", "--").text
-        there = git(repo, "ls-tree", "--name-only", "-z", head).text.split("\0")
+        try:
+            brought = git(
+                repo, "log", "--first-parent", "--format=", "--name-only", "--diff-filter=A", f"{base}..{head}", "--"
+            ).text
+            there = git(repo, "ls-tree", "--name-only", "-z", head).text.split("\0")
+        except HyperagentError as error:
+            self.verdict.add("lost", f"{name}: what its commits hold cannot be read: {error.message[:200]}")
+            return
         own = [line for line in brought.splitlines() if line.startswith("made-")]
         for path in set(own) - set(there):
             self.verdict.add("lost", f"{name}: {path}, which a step made, is not in its head")
@@ -244,9 +250,9 @@ class Judge:
             self.verdict.add("leaked", f"the grant of agent run {run} (attempt {attempt}) is still in force")
         for box in self.rig.engine.containers() if self.rig.engine is not None else []:
             self.verdict.add("leaked", f"container {box[:12]} is left")
-        mark = f"HYPERAGENT_HOME={self.rig.home}".encode()
+        place = f"TMPDIR={self.rig.home}/run/processes/".encode()
         for pid, said in leftovers.environments():
-            if mark in said and any(word.startswith(b"HYPERAGENT_SANDBOX=ha") for word in said):
+            if any(word.startswith(place) for word in said):
                 self.verdict.add("leaked", f"process {pid} still runs")
         self._refs(session)
 

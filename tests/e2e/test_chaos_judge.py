@@ -27,6 +27,8 @@ from hyperagent_common.ids import new_id
 from hyperagent_common.models import Artifact, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, WorkflowState
 from hyperagent_tasks.gateway.client import GatewayClient, Grant
+from hyperagent_tasks.runners.base import Owner, RunSpec
+from hyperagent_tasks.runners.process import Place
 from tests.chaos.__main__ import Drive
 from tests.chaos.engine import Engine
 from tests.chaos.faults import Faults
@@ -131,6 +133,16 @@ def lost_commit(rig: Rig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def lost_tree(rig: Rig) -> Iterator[None]:
+    """The branch's last commit is there, what it holds is not."""
+    workflow = whole(rig)
+    repo = repository(rig, workflow)
+    tree = git(repo, "rev-parse", f"{workflow.head}^{{tree}}")
+    with written(repo / "objects" / tree[:2] / tree[2:], None):
+        yield
+
+
+@contextlib.contextmanager
 def another_head(rig: Rig, parent: str, tree: str, step: str = "") -> Iterator[None]:
     """The branch ends with another commit, of its last step or of another."""
     workflow = whole(rig)
@@ -222,7 +234,9 @@ def open_lease(rig: Rig) -> AbstractContextManager[None]:
 @contextlib.contextmanager
 def left_process(rig: Rig) -> Iterator[None]:
     """A process of an agent still runs."""
-    marked = {"HYPERAGENT_SANDBOX": "ha-x", "HYPERAGENT_HOME": str(rig.home)}
+    owner = Owner("another", "wf", "st", "at", 1, datetime.now(UTC) + timedelta(minutes=5))
+    place = Place(RunSpec("agent", ["true"], owner), rig.home / "run" / "processes" / new_id())
+    marked = place.environment({}, place.root.name)  # as the runner gives it
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=marked) as process:
         try:
             yield
@@ -294,6 +308,7 @@ def stuck(rig: Rig) -> AbstractContextManager[None]:
 
 DAMAGE: list[tuple[str, Callable[[Rig], AbstractContextManager[None]], str]] = [
     ("lost", lost_commit, "cannot be read"),
+    ("lost", lost_tree, "what its commits hold cannot be read"),
     ("duplicated", step_twice, "2 commits of step"),
     ("duplicated", foreign_commit, "is no step of it"),
     ("lost", lost_content, "files of their own"),

@@ -195,6 +195,16 @@ def test_the_live_log_pages_by_the_id_of_its_last_entry(app: flask.Flask, client
     assert client.get(f"{path}?after={lines[0]['id']}").text.count("\n") == 1
     assert client.get(f"{path}?after={lines[1]['id']}").text == ""
     assert client.get(f"{path}?after=x").status_code == 422
+    with db.transaction(app.extensions["settings"].db_url) as session:
+        session.get_one(StepAttempt, attempt_id).state = AttemptState.SUCCEEDED
+        stored = app.extensions["storage"].put(f"k/{new_id()}", b"kept\n")
+        session.add(Artifact(workflow_id=workflow_id, attempt_id=attempt_id, name="agent-stream.jsonl", key=stored.key,
+                             media_type="a/b", size=5, sha256=stored.sha256, trust="claimed",
+                             created_at=db.now(session)))  # fmt: skip
+    assert client.get(path).text == "kept\n"
+    rest = client.get(f"{path}?after={lines[0]['id']}")  # who has begun with live events is not told them again
+    assert (rest.headers["X-Log"], rest.text.count("\n")) == ("live", 1)
+    assert client.get(f"{path}?attempt=99999999999").status_code == 404
 
 
 def test_what_the_worker_writes_to_the_live_log_can_always_be_read(

@@ -49,6 +49,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
                 self.send_response(status)
                 if "/log?" in self.path and body[:5] in (b"", b'{"id"'):
                     self.send_header("X-Log", "live")
+                self.send_header("X-Attempt", "7")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.send_header("Connection", "close")
                 self.end_headers()
@@ -224,7 +225,8 @@ def test_a_log_is_printed_whole_and_a_line_of_it_ends_with_a_line_feed_only(serv
 
     asked = serve(answers)
     assert call("logs", "0199", "--json").stdout.split("\n")[:-1] == entries
-    assert len([path for path in asked if "/log?" in path]) == 3
+    pages = [path for path in asked if "/log?" in path]
+    assert [path.partition("attempt=")[2] for path in pages] == ["", "7", "7"]  # a retry's log is another one
 
 
 def test_an_event_is_one_line_whatever_its_words_hold(serve: Callable[[Answers], list[str]]) -> None:
@@ -262,6 +264,13 @@ def test_a_submission_whose_answer_broke_off_is_sent_once_more_under_its_own_key
     lost = call("run", str(tmp_path / "plan.yaml"), "--project", "p")
     assert (lost.exit_code, answers) == (output.UNREACHABLE, [])
     assert (keys[0] == keys[1] != keys[2] == keys[3], f"--idempotency-key {keys[3]}" in lost.stderr) == (True, True)
+
+
+def test_a_submission_that_may_have_been_taken_tells_its_key(serve: Callable[[Answers], list[str]], tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    asked = serve(lambda _: (503, b'{"title": "The database does not answer."}', False))
+    lost = call("run", str(tmp_path / "plan.yaml"), "--project", "p")
+    assert (lost.exit_code, len(asked), f"--idempotency-key {keys[0]}" in lost.stderr) == (output.UNREACHABLE, 1, True)
 
 
 def test_a_letter_without_a_reason_is_listed(serve: Callable[[Answers], list[str]]) -> None:

@@ -81,7 +81,11 @@ def test_a_beat_that_was_killed_is_started_again_and_one_that_was_stopped_is_not
     heartbeat.keep()
     assert heartbeat._beating == [first]  # not again and again where it cannot live
     monkeypatch.setattr(heartbeat, "AGAIN_SECONDS", 0.0)
-    heartbeat.keep()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError):
+        heartbeat.keep()
+    monkeypatch.setattr(sys, "executable", str(beats))
+    heartbeat.keep()  # what could not be started is tried again
     (second,) = heartbeat._beating
     assert (second.name, second.process.poll()) == ("w", None)
     heartbeat.stop()

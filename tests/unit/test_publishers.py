@@ -104,3 +104,20 @@ def test_a_workers_row_says_which_host_it_is_of(tmp_path: Path, app: Sent, monke
     heartbeat.beat(parts, "w")
     with db.transaction(made, reading=True) as session:
         assert session.get_one(Worker, "w").parts["instance"] == instance(parts.settings)
+
+
+def test_a_worker_that_cannot_choose_its_parts_yet_hides_no_other(
+    url: str, app: Sent, sent: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = checks.Check("parts", False, "No engine answers.")
+    monkeypatch.setattr(checks, "examine", lambda _parts: [away])
+    parts = desk.host(f"sqlite:///{tmp_path / 'h.db'}", app, lambda _spec: Play())
+    parts.settings = replace(parts.settings, database_url=url)
+    heartbeat.beat(parts, "new")
+    with db.transaction(url) as session:
+        assert session.get_one(Worker, "new").parts == {}
+        session.add(Worker(id="old", host="h", started_at=db.now(session), last_seen=db.now(session), parts=None))
+    step = committed(url, app)
+    seen(url)
+    claims.forward(parts.settings, app, take(url, app, step), PUBLISHER)
+    assert sent[-1] == PUBLISHER

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -11,8 +14,9 @@ import pytest
 from hyperagent_api import serve
 from hyperagent_common import settings
 from hyperagent_common.choices import Choice
-from hyperagent_common.errors import HyperagentError
+from hyperagent_common.errors import DependencyDown, HyperagentError
 from hyperagent_tasks import requirements
+from hyperagent_tasks.agents import versions
 from hyperagent_tasks.parts import Chosen, Parts
 
 PROVIDERS = {
@@ -93,3 +97,30 @@ def test_the_api_does_not_start_for_a_model_without_a_provider(
         with pytest.raises(SystemExit, match=told):
             serve.main()
     assert bool(started) == (told is None)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        BlockingIOError(errno.EAGAIN, "no process left"),
+        subprocess.TimeoutExpired("codex", 20),
+        subprocess.CompletedProcess([], -9, ""),
+    ],
+)
+def test_a_cli_that_could_not_be_asked_now_is_asked_again(host: Parts, monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
+    choice, answers = Choice("codex", "paid/m"), [trouble]
+    really = subprocess.run
+
+    def run(argv: list[str], **how: Any) -> Any:
+        return really(argv, **how) if not answers else Mock(side_effect=[answers.pop()])()
+
+    versions._said.cache_clear()
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DependencyDown):
+        requirements.require(host, choice)
+    requirements.require(host, choice)
+    versions._said.cache_clear()
+    answers.append(trouble)
+    asked = Parts(replace(host.settings, agent_provider="codex", agent_model="paid/m"), chosen=host.chosen)
+    assert requirements.lacking(asked) is None  # the worker starts: it may be asked later
+    assert answers == []

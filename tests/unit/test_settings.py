@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperagent_common import queue
 from hyperagent_common.errors import BadSettings
 from hyperagent_common.settings import load
 
@@ -48,6 +49,11 @@ def test_every_fault_is_told_at_once() -> None:
 @pytest.mark.parametrize("url", ["amqp://127.0.0.1//", "amqps://broker//", "sentinel://a:26379", "memory://"])
 def test_a_broker_that_is_no_redis_is_refused_with_what_it_must_be(url: str) -> None:
     assert "redis://" in faults(HYPERAGENT_BROKER_URL=url)["HYPERAGENT_BROKER_URL"]
+
+
+def test_a_broker_on_a_socket_is_asked_in_the_database_that_celery_uses() -> None:
+    pool = queue.client("redis+socket:///run/redis.sock?virtual_host=3", seconds=1).connection_pool
+    assert (pool.connection_kwargs["path"], pool.connection_kwargs["db"]) == ("/run/redis.sock", 3)
 
 
 @pytest.mark.parametrize("url", ["", "redis://h:6379/0", "rediss://u:p@h:1/0", "redis+socket:///run/redis.sock"])

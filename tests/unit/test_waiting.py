@@ -20,7 +20,10 @@ from hyperagent_common.errors import DependencyDown, DiskFull, Permanent, PushFa
 from hyperagent_common.models import Workflow, WorkflowStep
 from hyperagent_common.states import Action, StepState, WorkflowState
 from hyperagent_tasks import claims, leases, upkeep
-from hyperagent_tasks.claims import Claim, StepTaken
+from hyperagent_tasks.claims import Claim, Lease, StepTaken
+from hyperagent_tasks.runners.fake import Play
+from hyperagent_tasks.steps import run_step
+from tests import desk
 from tests.unit.test_actions import act, failed
 from tests.unit.test_claims import LINE, Sent, app, state, steps, submitted, take, url
 
@@ -80,6 +83,20 @@ def test_a_host_without_room_for_another_process_or_thread_is_no_fault_of_the_st
     workflow_id = submitted(url, app, LINE)
     told = claims.fail(url, app, take(url, app, steps(url, workflow_id)["a"]), error)
     assert type(told) is DependencyDown
+    row = steps(url, workflow_id)["a"]
+    assert (row.state, row.free_attempts) == (StepState.QUEUED, 1)
+
+
+def test_a_lease_that_finds_no_thread_costs_its_step_nothing(
+    url: str, app: Sent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow_id = submitted(url, app, LINE)
+    step = steps(url, workflow_id)["a"]
+    parts = desk.host(f"sqlite:///{tmp_path / 'h.db'}", app, lambda _spec: Play())
+    parts.settings = replace(parts.settings, database_url=url)
+    monkeypatch.setattr(Lease, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    with pytest.raises(DependencyDown, match="can't start new thread"):
+        run_step(parts, step.id, step.generation)
     row = steps(url, workflow_id)["a"]
     assert (row.state, row.free_attempts) == (StepState.QUEUED, 1)
 
