@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any, NoReturn
 
@@ -128,3 +129,18 @@ def _text(value: str) -> None:
 def unknown(value: dict[str, Any], known: tuple[str, ...]) -> list[Fault]:
     """A fault for every field that is not known."""
     return [Fault(str(n), f"unknown field; known are {', '.join(known)}") for n in value if n not in known]
+
+
+def version(body: Mapping[str, Any]) -> tuple[int | None, list[Fault]]:
+    """The version that is named by the body or by If-Match, and what is wrong with it."""
+    said, match = body.get("version"), flask.request.headers.get("If-Match")
+    if said is not None and (not isinstance(said, int) or isinstance(said, bool)):
+        return None, [Fault("version", "must be a whole number")]
+    if match is None:
+        return said, []
+    plain = match.strip().removeprefix("W/").strip('"')
+    if not (plain.isascii() and plain.isdigit() and len(plain) < 10):
+        return None, [Fault("If-Match", "must be a version, a whole number")]
+    if said not in (None, int(plain)):
+        return None, [Fault("version", f"is {said}, and If-Match says {plain}: name one of them")]
+    return int(plain), []

@@ -40,11 +40,11 @@ def take(
     if action is Action.PAUSE:
         workflows.pause(session, workflow, reason=reason, by=by)
     elif action is Action.RESUME:
-        _resume(session, app, workflow, by)
+        _resume(session, app, workflow, by, reason)
     elif action is Action.CANCEL:
         _cancel(session, workflow, by, reason)
     else:
-        _retry(session, app, workflow, [s for s in workflow.steps if s.state == StepState.FAILED], budget, by)
+        _retry(session, app, workflow, [s for s in workflow.steps if s.state == StepState.FAILED], budget, by, reason)
     return workflow
 
 
@@ -104,11 +104,11 @@ def _instead(action: Action) -> str:
     return f"It is taken where the workflow is {allowed}."
 
 
-def _resume(session: Session, app: Celery, workflow: Workflow, by: str) -> None:
+def _resume(session: Session, app: Celery, workflow: Workflow, by: str, reason: str) -> None:
     moment = db.now(session)
     workflows.move(workflow, WorkflowState.RUNNING, None)
     _grant(session, workflow, moment)
-    events.record(session, EventKind.WORKFLOW_RESUMED, workflow_id=workflow.id, at=moment, by=by)
+    events.record(session, EventKind.WORKFLOW_RESUMED, workflow_id=workflow.id, at=moment, by=by, reason=reason)
     for step in workflow.steps:  # their messages may have come and gone while nothing could be claimed
         if step.state == StepState.QUEUED:
             step.blocked_since = None
@@ -159,7 +159,9 @@ def _cancel_step(session: Session, step: WorkflowStep, moment: datetime, told: s
     events.record(session, EventKind.STEP_CANCELLED, step=step, at=moment, worker=step.lease_owner)
 
 
-def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[WorkflowStep], budget: int, by: str) -> None:
+def _retry(
+    session: Session, app: Celery, workflow: Workflow, failed: list[WorkflowStep], budget: int, by: str, reason: str = ""
+) -> None:
     """Each failed step gets `budget` attempts more."""
     _require_project(session, workflow)
     moment = db.now(session)
@@ -167,7 +169,7 @@ def _retry(session: Session, app: Celery, workflow: Workflow, failed: list[Workf
         _resolve(session, step.id, "replayed", by)
         step.max_attempts = step.attempt_count - step.free_attempts + budget
         step.state, step.reason, step.finished_at, step.blocked_since = StepState.PENDING, None, None, None
-        events.record(session, EventKind.STEP_RETRIED, step=step, at=moment, by=by)
+        events.record(session, EventKind.STEP_RETRIED, step=step, at=moment, by=by, reason=reason)
     if workflow.state == WorkflowState.FAILED:
         workflows.move(workflow, WorkflowState.RUNNING, None)
         workflow.finished_at = None

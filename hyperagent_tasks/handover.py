@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from sqlalchemy import update
+
 from hyperagent_common import db
 from hyperagent_common.errors import Conflict, DependencyDown, NotFound
 from hyperagent_common.models import Project
@@ -33,12 +35,12 @@ def branch_key(workflow_id: str, commit: str) -> str:
 def default_head(parts: Parts, step: StepSpec) -> str:
     """The default branch's commit: as the source has it where this host can see it, else as it was last seen."""
     here = None if is_remote(step.source) and step.publisher != instance(parts.settings) else place(parts, step.source)
-    if here is not None and here.is_dir():
-        head = parts.gitgate.refresh(step.project, str(here), step.default_branch)
-        keep_default(parts, step.project_id, step.project, head)
-        return head
     with db.transaction(parts.settings.db_url, reading=True) as session:
         known = session.get_one(Project, step.project_id).head
+    if here is not None and here.is_dir():
+        head = parts.gitgate.refresh(step.project, str(here), step.default_branch)
+        keep_default(parts, step.project_id, step.project, head, known)
+        return head
     if known is None:
         raise NotFound(
             f"This host cannot see {step.source}, and no other has shared the project {step.project} yet.",
@@ -48,14 +50,15 @@ def default_head(parts: Parts, step: StepSpec) -> str:
     return known
 
 
-def keep_default(parts: Parts, project_id: str, project: str, head: str) -> None:
-    """Share the default branch's commit with the other hosts, once."""
-    with db.transaction(parts.settings.db_url, reading=True) as session:
-        if session.get_one(Project, project_id).head == head:
-            return
+def keep_default(parts: Parts, project_id: str, project: str, head: str, seen: str | None) -> None:
+    """Share the default branch's commit with the other hosts, once. `seen` is what the database said before the branch was
+    looked at: where another one wrote meanwhile, that stays, for it may be newer, and the next step looks again."""
+    if seen == head:
+        return
     _put(parts, project, head, project_key(project_id, head), None)
     with db.transaction(parts.settings.db_url) as session:
-        session.get_one(Project, project_id).head = head
+        still = (Project.id == project_id, Project.head.is_not_distinct_from(seen))
+        session.execute(update(Project).where(*still).values(head=head))
 
 
 def fetch_default(parts: Parts, step: StepSpec, commit: str) -> None:

@@ -12,7 +12,8 @@ LOOK_SECONDS = 1.0
 
 
 class Keeper(threading.Thread):
-    """Keeps something held. `lost()` turns true once it is somebody else's, or could not be renewed in time."""
+    """Keeps something held. `lost()` turns true once it is somebody else's, or could not be renewed in time, and stays so: what
+    was stopped because of it must not be taken for ended by itself."""
 
     def __init__(self, name: str, renew: Callable[[], bool], holds: Callable[[], bool], lease: float, every: float) -> None:
         super().__init__(name=f"lease-{name}", daemon=True)
@@ -31,7 +32,9 @@ class Keeper(threading.Thread):
 
     def lost(self) -> bool:
         """True once somebody else may hold it: stop at once."""
-        return self._lost.is_set() or time.monotonic() > self._until
+        if time.monotonic() > self._until:
+            self._lost.set()
+        return self._lost.is_set()
 
     def stop(self) -> None:
         """This is over: whatever runs for it must end."""
@@ -40,7 +43,7 @@ class Keeper(threading.Thread):
     def run(self) -> None:
         """Renew until told to stop or the lease is lost."""
         due = time.monotonic() + self._every
-        while not self._ended.wait(min(LOOK_SECONDS, self._every)):
+        while not self._ended.wait(min(LOOK_SECONDS, self._every)) and not self.lost():
             asked = time.monotonic()
             try:
                 if not (self._renew() if asked >= due else self._holds()):

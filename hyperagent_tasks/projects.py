@@ -43,7 +43,7 @@ def register(parts: Parts, project_id: str, *, last: bool = True) -> None:
         return
     try:
         rid, branch, head = _register(parts, project)
-        handover.keep_default(parts, project_id, project.name, head)
+        handover.keep_default(parts, project_id, project.name, head, project.head)
         _ready(parts, project, rid, branch)
     except HyperagentError as error:
         passing = isinstance(error, Transient) and not isinstance(error, DependencyDown) and not last
@@ -151,7 +151,7 @@ def change(parts: Parts, change_id: str) -> None:
             if row.state == "asked":
                 row.state, row.faults = "failed", [fault(error), *map(_plain, error.faults)]
         return
-    handover.keep_default(parts, project.id, project.name, head)
+    handover.keep_default(parts, project.id, project.name, head, project.head)
 
 
 def _verified(parts: Parts, project: Project, values: dict[str, Any]) -> str:

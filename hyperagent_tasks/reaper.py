@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import select
@@ -23,9 +24,7 @@ from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.spec import Workdir
 
 log = logging.getLogger(__name__)
-ATTEMPT, ROLE = "hyperagent.attempt", "hyperagent.role"
-UNOWNED_ROLES = ("radicle", "probe")
-"""Containers that belong to the host, not to an attempt."""
+ATTEMPT, ROLE, DEADLINE = "hyperagent.attempt", "hyperagent.role", "hyperagent.deadline"
 
 
 def reap(parts: Parts) -> dict[str, int]:
@@ -65,9 +64,18 @@ def _containers(parts: Parts) -> int:
     runs = owned(parts)
 
     def keep(labels: Mapping[str, str]) -> bool:
-        return labels.get(ROLE) in UNOWNED_ROLES or runs(labels.get(ATTEMPT, ""))
+        if labels.get(ROLE) == "probe":  # no attempt's: a look of this host's own, until its deadline
+            return not _past(labels.get(DEADLINE, ""))
+        return labels.get(ROLE) == "radicle" or runs(labels.get(ATTEMPT, ""))
 
     return len(parts.runner.reap(keep))
+
+
+def _past(deadline: str) -> bool:
+    try:
+        return datetime.fromisoformat(deadline) < datetime.now(UTC)
+    except (ValueError, TypeError):
+        return True
 
 
 def _workspaces(parts: Parts) -> int:

@@ -24,6 +24,7 @@ from hyperagent_tasks.gitgate import GitGate
 from hyperagent_tasks.parts import instance
 from hyperagent_tasks.radicle.standin import StandInForge
 from tests import parts
+from tests.arguments import ends_in_order
 from tests.harness import Host, plan_of
 
 TASKS = [{"id": "one"}, {"id": "two", "depends_on": ["one"]}]
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--stand-in", action="store_true", help="without Docker and Radicle")
     parser.add_argument("points", nargs="*", choices=[*NAMES, *PUSH_NAMES, []])
     asked = parser.parse_args()
+    ends_in_order()
     os.environ.setdefault("CI", "true")  # a missing part is an error here, never a skip
     every = NAMES if asked.stand_in else (*NAMES, *PUSH_NAMES)
     points = run(list(asked.points or every), not asked.stand_in, told=not asked.json)

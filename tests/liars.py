@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.arguments import ends_in_order
 from tests.harness import Host, plan_of
 from tests.liar_cases import CASES, Case
 
@@ -73,8 +74,9 @@ def main() -> int:
     """0 where everybody was seen through and nobody wronged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="only the JSON object")
-    parser.add_argument("--case", action="append", help="only these cases")
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], metavar="NAME", help="only these cases")
     args = parser.parse_args()
+    ends_in_order()
     home = Path(f"/tmp/ha-liars-{uuid.uuid4().hex[:6]}")
     try:
         rows = table(home, [case for case in CASES if not args.case or case.name in args.case])

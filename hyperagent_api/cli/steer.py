@@ -9,6 +9,7 @@ import click
 
 from hyperagent_api.cli.output import emit, first_line, guarded, json_option, plain, words
 from hyperagent_api.cli.work import api
+from hyperagent_common.errors import BadInput
 
 version_option = click.option("--version", "version", type=int, help="Refuse where the workflow is at another version.")
 reason_option = click.option("--reason", default="", help="Kept with the workflow.")
@@ -63,6 +64,8 @@ def cancel(workflow: str, reason: str, version: int | None, as_json: bool) -> No
 @guarded
 def retry(workflow: str, step: str | None, version: int | None, as_json: bool) -> None:
     """Retry STEP, or every failed step of a failed WORKFLOW, with a new budget of attempts."""
+    if step == "":
+        raise BadInput("STEP is empty.", mend="Name a step, or leave it out to retry every failed one.")
     path = _path(workflow, f"steps/{quote(step, safe='')}/retry" if step else "retry")
     _steer(path, as_json, version=version)
 

@@ -244,7 +244,7 @@ def logs(workflow: str, step: str | None, attempt: int | None, follow: bool, as_
     client = api()
     found = client.get(f"/api/v1/workflows/{quote(workflow, safe='')}")
     key = step or _interesting(found)
-    query: dict[str, Any] = {"attempt": attempt} if attempt else {}
+    query: dict[str, Any] = {} if attempt is None else {"attempt": attempt}
     after = "0"
     while True:
         answer = client.raw(f"/api/v1/workflows/{found['id']}/steps/{quote(key, safe='')}/log", after=after, **query)

@@ -142,17 +142,12 @@ def _asked() -> dict[str, Any]:
     """Reason and version of the body, or of If-Match. Raises `BadInput` naming every fault."""
     body = bodies.mapping() if flask.request.get_data(cache=True) else {}
     faults = bodies.unknown(body, ("reason", "version"))
-    reason, version = body.get("reason", ""), body.get("version")
+    reason, (version, odd) = body.get("reason", ""), bodies.version(body)
     if not isinstance(reason, str) or len(reason) > MAX_REASON:
         faults.append(Fault("reason", f"must be text of at most {MAX_REASON} characters"))
-    elif odd := next((c for c in reason if not _taken(c)), ""):
-        faults.append(Fault("reason", f"holds the character U+{ord(odd):04X}, which is not taken; leave it out"))
-    match = flask.request.headers.get("If-Match")
-    if match is not None:
-        plain = match.strip().removeprefix("W/").strip('"')
-        version = int(plain) if plain.isascii() and plain.isdigit() and len(plain) < 10 else match
-    if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
-        faults.append(Fault("version", "must be a whole number"))
+    elif char := next((c for c in reason if not _taken(c)), ""):
+        faults.append(Fault("reason", f"holds the character U+{ord(char):04X}, which is not taken; leave it out"))
+    faults += odd
     if faults:
         raise BadInput("The request is wrong.", faults=faults, mend="Mend each.")
     return {"reason": reason, "version": version, "by": _by()}

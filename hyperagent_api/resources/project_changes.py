@@ -88,13 +88,9 @@ def fired(name: str) -> Any:
 
 def version_of(body: dict[str, Any]) -> int | None:
     """The version of the body, or of If-Match. Raises `BadInput`."""
-    version: Any = body.get("version")
-    match = flask.request.headers.get("If-Match")
-    if match is not None:
-        plain = match.strip().removeprefix("W/").strip('"')
-        version = int(plain) if plain.isascii() and plain.isdigit() and len(plain) < 10 else match
-    if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
-        raise BadInput("The change is wrong.", faults=[Fault("version", "must be a whole number")])
+    version, faults = bodies.version(body)
+    if faults:
+        raise BadInput("The change is wrong.", faults=faults)
     return version
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hyperagent_tasks.gateway.client import GatewayClient
 from tests import parts
+from tests.arguments import counted, ends_in_order
 from tests.harness import Host, plan_of
 
 
@@ -53,9 +54,10 @@ def _left(host: Host) -> bool:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=counted, default=20)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    ends_in_order()
     os.environ.setdefault("CI", "true")
     took = sorted(rounds(asked.rounds))
     p95 = took[min(len(took) - 1, round(0.95 * len(took)))]

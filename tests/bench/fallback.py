@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from tests.arguments import counted, ends_in_order
 from tests.harness import Host, plan_of
 from tests.liar_cases import GOOD, YES, coder, shell, write
 
@@ -81,9 +82,10 @@ def table(home: Path, times: int) -> list[dict[str, Any]]:
 def main() -> int:
     """0 where every step is whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=counted, default=20)
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     asked = parser.parse_args()
+    ends_in_order()
     os.environ.setdefault("CI", "true")
     home = Path(f"/tmp/ha-fallback-{uuid.uuid4().hex[:6]}")
     try:

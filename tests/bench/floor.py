@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tests.arguments import counted, ends_in_order, several
 from tests.harness import Host, plan_of
 
 GOAL = 1.15
@@ -73,9 +74,10 @@ def main() -> None:
     """Measure and print; exit 0 where the ratio is within the goal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="only the JSON object")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=counted, default=3)
+    parser.add_argument("--steps", type=several, default=5)
     asked = parser.parse_args()
+    ends_in_order()
     result = measure(asked.rounds, asked.steps)
     if not asked.json:
         print(f"a step costs {result['ratio']} times the floor ({result['hyperagent_ms']} / {result['floor_ms']} ms)")

@@ -2,8 +2,9 @@
 
 Prints one JSON object last: `steps`, `faults` {kind: count}, `lost`, `duplicated`, `leaked`, `stuck`, `seconds`. Exit code 0
 only where nothing was lost, duplicated, leaked or stuck. `--without-lease`, `--without-fencing` and `--without-reconciler`
-switch one guard off, and the damage shows. What has not ended counts as stuck once nothing has moved for `--stall` seconds:
-a slow machine makes no damage.
+switch one guard off, and the damage shows (of fencing it needs a zombie: some 20 steps). What has not ended counts as stuck
+once nothing has moved for `--stall` seconds: a slow machine makes no damage. Exit code 2 where the harness itself failed and
+nothing was judged: the object has `error` alone then.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import random
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import pytest
 from celery import Celery
 from sqlalchemy import Select, func, select
 
@@ -29,6 +32,8 @@ from hyperagent_common.states import WORKFLOW_ENDED, ProjectState, StepState
 from hyperagent_tasks import example
 from hyperagent_tasks.parts import Parts
 from hyperagent_tasks.projects import register
+from tests.arguments import above, counted, ends_in_order
+from tests.chaos.engine import Engine
 from tests.chaos.faults import Faults
 from tests.chaos.judge import Judge
 from tests.chaos.plans import plan as random_plan
@@ -188,6 +193,8 @@ def chaos(
     """One run; its verdict with a few sentences of each damage."""
     began = time.monotonic()
     stop = ZOMBIES if "fencing" in without else 0.012
+    if sandbox == "docker":
+        Engine.require()
     rig = Rig(seed=seed, without=tuple(without), sandbox=sandbox, kill=0.006, stop=stop)
     stall = stall or (STALL_SECONDS / 4 if without else STALL_SECONDS)
     drive = Drive(rig, steps=steps, seed=seed, every=every, stall=stall, seconds=seconds)
@@ -196,7 +203,7 @@ def chaos(
         drive.run()
         faults = drive.faults.told()  # what workers noted of themselves goes with the directory
         verdict = _patiently(lambda: drive.judge().judge())
-    except BaseException:
+    except Exception:
         keep = True
         print(rig.tail(), f"--- kept: {rig.root}", sep="\n", file=sys.stderr)
         raise
@@ -215,29 +222,37 @@ def chaos(
 def main() -> None:
     """Parse, run, print, exit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="how many steps to submit (default 300)")
+    parser.add_argument("--steps", type=counted, default=300, help="how many steps to submit (default 300)")
     parser.add_argument("--seed", type=int, default=1, help="any whole number")
-    parser.add_argument("--every", type=float, default=1.2, help="seconds between two faults, on average")
-    parser.add_argument("--stall", type=float, default=0, help="seconds without any movement until what lives counts as stuck")
-    parser.add_argument("--seconds", type=float, default=0, help="submit no more after this long; `steps` says how many it were")
+    parser.add_argument("--every", type=above, default=1.2, help="seconds between two faults, on average")
+    parser.add_argument("--stall", type=above, default=0.0, help="seconds without any movement until what lives counts as stuck")
+    parser.add_argument(
+        "--seconds", type=above, default=0.0, help="submit no more after this long; `steps` says how many it were"
+    )
     parser.add_argument("--sandbox", choices=["process", "docker"], default="process", help="docker: on an engine of its own")
     parser.add_argument("--keep", action="store_true", help="keep the directory, to look into it")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     for guard in GUARDS:
         parser.add_argument(f"--without-{guard}", action="store_true", help=f"switch the {guard} off: the damage must show")
     asked = parser.parse_args()
+    ends_in_order()
     os.environ.setdefault("CI", "true")  # a missing part is an error here, never a skip
     without = [guard for guard in GUARDS if getattr(asked, f"without_{guard}")]
-    result = chaos(
-        steps=asked.steps,
-        seed=asked.seed,
-        without=without,
-        every=asked.every,
-        stall=asked.stall,
-        seconds=asked.seconds,
-        keep=asked.keep,
-        sandbox=asked.sandbox,
-    )
+    try:
+        result = chaos(
+            steps=asked.steps,
+            seed=asked.seed,
+            without=without,
+            every=asked.every,
+            stall=asked.stall,
+            seconds=asked.seconds,
+            keep=asked.keep,
+            sandbox=asked.sandbox,
+        )
+    except (Exception, pytest.fail.Exception) as error:  # no damage: nothing was judged
+        traceback.print_exc()
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        sys.exit(2)
     print(json.dumps(result, indent=None if asked.json else 1))
     sys.exit(1 if any(result[kind] for kind in ("lost", "duplicated", "leaked", "stuck")) else 0)
 

@@ -22,8 +22,6 @@ class Engine:
     def __init__(self, root: Path) -> None:
         self.root, self.socket = root / "engine", root / "engine" / "d.sock"
         self.root.mkdir(mode=0o711)
-        if os.geteuid() != 0 or not shutil.which("dockerd"):
-            parts.missing("an engine that may be restarted (dockerd, as root)", "ops/parts engine")
         # a network namespace of its own: an engine without a bridge removes the one it finds
         argv = [
             "unshare",
@@ -38,6 +36,12 @@ class Engine:
         ]
         argv += ["--pidfile", str(self.root / "pid"), "--bridge", "none", "--iptables=false", "--ip-masq=false"]
         self.server = Server(argv, root / "engine.log", dict(os.environ))
+
+    @staticmethod
+    def require() -> None:
+        """What `parts.missing` does where there can be none."""
+        if os.geteuid() != 0 or not shutil.which("dockerd"):
+            parts.missing("an engine that may be restarted (dockerd, as root)", "ops/parts engine")
 
     @property
     def url(self) -> str:

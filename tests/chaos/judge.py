@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
-from hyperagent_common.models import Artifact, DeadLetter, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import AgentRun, Artifact, DeadLetter, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, StepState, WorkflowState
 from hyperagent_common.storage import open_storage
 from hyperagent_tasks.gateway.client import GatewayClient
@@ -147,8 +147,8 @@ class Judge:
                 self.verdict.add("duplicated", f"{name}: a head is the revision of its patch twice")
             if set(revisions) - heads:
                 self.verdict.add("duplicated", f"{name}: its patch holds a commit that its branch does not")
-            if workflow.state == WorkflowState.DONE and made and made[-1] not in revisions:
-                self.verdict.add("lost", f"{name}: its patch lacks its last commit")
+            if workflow.state == WorkflowState.DONE and made and made[-1:] != revisions[-1:]:
+                self.verdict.add("lost", f"{name}: the newest revision of its patch is not its last commit")
         if workflow.patch is not None and workflow.patch.patch_id not in (None, *held):
             self.verdict.add("lost", f"{name}: the forge does not hold its patch {workflow.patch.patch_id}")
 
@@ -223,7 +223,7 @@ class Judge:
 
     def _artifacts(self, session: Session) -> None:
         storage = open_storage(str(self.rig.home / "storage"))
-        kept: dict[str, set[str]] = defaultdict(set)
+        produced: dict[str, set[str]] = defaultdict(set)
         for row in session.scalars(select(Artifact)):
             try:
                 data = storage.get(row.key)
@@ -232,15 +232,18 @@ class Judge:
                 continue
             if hashlib.sha256(data).hexdigest() != row.sha256:
                 self.verdict.add("lost", f"artifact {row.key} holds other bytes than its row says")
-            kept[str(row.step_id)].add(row.name)
+                continue
+            if row.name == "provenance.json":
+                produced[str(row.step_id)] |= _subjects(data)
         for step in session.scalars(select(WorkflowStep).where(WorkflowStep.state == StepState.DONE)):
-            if "provenance.json" not in kept[step.id]:
-                self.verdict.add("lost", f"step {step.id} has no provenance")
+            if step.commit not in produced[step.id]:
+                self.verdict.add("lost", f"step {step.id} has no provenance of its commit {step.commit}")
 
     def _leaks(self, session: Session) -> None:
         running = session.scalars(select(StepAttempt.id).where(StepAttempt.state == AttemptState.RUNNING)).all()
         leases = session.scalars(select(WorkflowStep.id).where(WorkflowStep.lease_until.is_not(None))).all()
-        for what, left in (("attempt", running), ("lease of step", leases)):
+        runs = session.scalars(select(AgentRun.id).where(AgentRun.finished_at.is_(None))).all()
+        for what, left in (("attempt", running), ("lease of step", leases), ("agent run", runs)):
             for key in left:
                 self.verdict.add("leaked", f"{what} {key} is still open")
         for place in self.rig.places:
@@ -262,3 +265,8 @@ class Judge:
             left = [p.name for p in (repo / "refs" / "quarantine").glob("*")] if (repo / "refs" / "quarantine").is_dir() else []
             for name in left:
                 self.verdict.add("leaked", f"the quarantine ref {name} is left in {project.name}")
+
+
+def _subjects(statement: bytes) -> set[str]:
+    """The commits that a provenance statement is about."""
+    return {subject["digest"]["gitCommit"] for subject in json.loads(statement)["subject"]}

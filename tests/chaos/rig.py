@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import redis
 
 from hyperagent_common import db
 from hyperagent_tasks.gitgate.importing import QUARANTINE
+from hyperagent_tasks.runners import leftovers
 from tests import parts, servers
 from tests.chaos.engine import Engine
 from tests.chaos.server import Server
@@ -89,9 +91,9 @@ class Rig:
     def _database(self) -> Server:
         programs, data = parts.require_postgres(), self.root / "pg"
         data.mkdir(mode=0o700)
-        as_user: list[str] = []
-        if os.geteuid() == 0:
-            as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+        as_user = servers.bound()
+        if os.geteuid() == 0:  # by one call: a second one that changes the user would undo the first one's promise to end it
+            as_user = [*(as_user or ["setpriv"]), "--reuid=postgres", "--regid=postgres", "--init-groups"]
             self.root.chmod(0o755)
             subprocess.run(["chown", "postgres", str(data)], check=True)
         init = [
@@ -109,8 +111,9 @@ class Rig:
             "--locale=C",
         ]
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL, timeout=120, cwd="/")
-        argv = [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(self.pg_port), "-k", str(data)]
-        return Server([*argv, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"], self.root / "pg.log")
+        argv = [str(programs / "postgres"), "-D", str(data), "-p", str(self.pg_port), "-k", str(data)]
+        argv += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        return Server(argv, self.root / "pg.log", user=as_user)
 
     def start_database(self) -> None:
         """Start it; returns once it answers."""
@@ -140,13 +143,21 @@ class Rig:
                 server.start()
 
     def end(self) -> None:
-        """End everything, the stopped too."""
+        """End everything, the stopped too, and what a killed worker left."""
         db.engine(self.url).dispose()
         for server in [*self.servers, self.redis, self.database]:
             server.send(signal.SIGCONT, group=True)
             server.end(signal.SIGINT if server is self.database else signal.SIGKILL, group=server is not self.database)
+        for pid in self.strays():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if self.engine is not None:
             self.engine.end()
+
+    def strays(self) -> list[int]:
+        """Processes of this rig's workers."""
+        mark = f"HYPERAGENT_HOME={self.home}".encode()
+        return [pid for pid, said in leftovers.environments() if mark in said]
 
     def accidents(self) -> list[tuple[str, int]]:
         """What workers noted of themselves: (kind, pid)."""

@@ -15,8 +15,8 @@ from tests.harness import ROOT
 class Server:
     """A process that can be killed and started again on the same port with the same data."""
 
-    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None) -> None:
-        self.argv, self.log, self.env = argv, log, env
+    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None, user: list[str] | None = None) -> None:
+        self.argv, self.log, self.env = [*(user or servers.bound()), *argv], log, env
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -24,7 +24,7 @@ class Server:
         assert not self.alive, f"{self.argv[0]} runs already: a second one would be ended in its place"
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*servers.bound(), *self.argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env,
+                self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env,
                 cwd=ROOT if self.env else "/",
                 start_new_session=True,
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from sqlalchemy import select, update
 from hyperagent_common import db, events
 from hyperagent_common.events import EventKind
 from hyperagent_common.ids import new_id
-from hyperagent_common.models import Artifact, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import AgentRun, Artifact, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import AttemptState, WorkflowState
 from hyperagent_tasks.gateway.client import GatewayClient, Grant
 from hyperagent_tasks.runners.base import Owner, RunSpec
@@ -177,6 +178,15 @@ def patch_twice(rig: Rig) -> AbstractContextManager[None]:
     return written(path, json.dumps(state).encode())
 
 
+def old_patch(rig: Rig) -> AbstractContextManager[None]:
+    """An older commit is the newest revision of a patch."""
+    path = rig.home / "stand-in" / "stand-in.json"
+    state = json.loads(path.read_text())
+    patches = [patch for repo in state["repositories"].values() for patch in repo["patches"].values()]
+    next(patch for patch in patches if len(patch["revisions"]) > 1)["revisions"].reverse()
+    return written(path, json.dumps(state).encode())
+
+
 def lost_patch(rig: Rig) -> AbstractContextManager[None]:
     """No patch at all."""
     path = rig.home / "stand-in" / "stand-in.json"
@@ -191,6 +201,31 @@ def artifact(rig: Rig, data: bytes | None) -> AbstractContextManager[None]:
     with db.transaction(rig.url, reading=True) as session:
         key = session.scalars(select(Artifact.key).order_by(Artifact.id)).first()
     return written(rig.home / "storage" / str(key), data)
+
+
+@contextlib.contextmanager
+def other_statement(rig: Rig) -> Iterator[None]:
+    """A step's provenance is of another commit."""
+    with db.transaction(rig.url, reading=True) as session:
+        row = session.scalars(select(Artifact).where(Artifact.name == "provenance.json").order_by(Artifact.id)).first()
+    assert row is not None
+    path = rig.home / "storage" / row.key
+    statement = json.loads(path.read_bytes())
+    statement["subject"][0]["digest"]["gitCommit"] = "f" * 40
+    data = json.dumps(statement).encode()
+    with written(path, data), changed(rig, Artifact, row.id, sha256=hashlib.sha256(data).hexdigest()):
+        yield
+
+
+def open_run(rig: Rig) -> AbstractContextManager[None]:
+    """An agent run whose end nobody wrote; of an attempt under way, so that the reaper leaves it."""
+    with db.transaction(rig.url, reading=True) as session:
+        run = session.scalars(select(AgentRun)).first()
+    assert run is not None
+    stack = contextlib.ExitStack()
+    stack.enter_context(changed(rig, StepAttempt, str(run.attempt_id), state=AttemptState.RUNNING))
+    stack.enter_context(changed(rig, AgentRun, run.id, finished_at=None))
+    return stack
 
 
 @contextlib.contextmanager
@@ -314,6 +349,8 @@ DAMAGE: list[tuple[str, Callable[[Rig], AbstractContextManager[None]], str]] = [
     ("lost", lost_content, "files of their own"),
     ("duplicated", patch_twice, "2 patches"),
     ("lost", lost_patch, "no patch"),
+    ("lost", old_patch, "the newest revision"),
+    ("lost", other_statement, "no provenance of its commit"),
     ("lost", lambda rig: artifact(rig, b"other"), "other bytes"),
     ("lost", lambda rig: artifact(rig, None), "holds nothing"),
     ("duplicated", lambda rig: told(rig, EventKind.STEP_DONE), "finished 2 times"),
@@ -321,6 +358,7 @@ DAMAGE: list[tuple[str, Callable[[Rig], AbstractContextManager[None]], str]] = [
     ("duplicated", fenced_off, "after it was fenced off"),
     ("leaked", open_attempt, "still open"),
     ("leaked", open_lease, "still open"),
+    ("leaked", open_run, "agent run"),
     ("leaked", left_process, "still runs"),
     ("leaked", left_directory, "is left"),
     ("leaked", left_ref, "quarantine ref"),

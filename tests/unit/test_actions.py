@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from hyperagent_common import actions, db, projects, workflows
 from hyperagent_common.errors import (
@@ -20,7 +21,8 @@ from hyperagent_common.errors import (
     ProviderDown,
     RunnerTimeout,
 )
-from hyperagent_common.models import DeadLetter, StepAttempt, Workflow
+from hyperagent_common.events import EventKind
+from hyperagent_common.models import DeadLetter, RunnerEvent, StepAttempt, Workflow
 from hyperagent_common.states import Action, AttemptState, StepState, WorkflowState
 from hyperagent_tasks import claims, upkeep
 from hyperagent_tasks.claims import StepTaken
@@ -348,3 +350,12 @@ def test_whatever_stands_still_long_enough_is_acted_upon(step: Stuck) -> None:
     assert (action is not None) == moving
     if step.state is StepState.RUNNING:
         assert (action is upkeep.Action.GIVE_UP) == (step.attempts >= step.budget)
+
+
+def test_why_somebody_resumed_is_told(url: str, app: Sent) -> None:
+    workflow_id = submitted(url, app, LINE)
+    act(url, app, workflow_id, Action.PAUSE)
+    act(url, app, workflow_id, Action.RESUME, reason="the key is new")
+    with db.transaction(url, reading=True) as session:
+        told = session.scalars(select(RunnerEvent).where(RunnerEvent.kind == EventKind.WORKFLOW_RESUMED)).one()
+    assert told.data["reason"] == "the key is new"

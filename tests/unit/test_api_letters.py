@@ -37,6 +37,8 @@ def test_a_letter_is_closed_only_at_the_version_that_was_named(client: Any, lett
         ({"json": {"version": 999}}, 409),
         ({"json": {"version": version, "nonsense": 1}}, 422),
         ({"json": {"version": "x"}}, 422),
+        ({"headers": {"If-Match": "x"}}, 422),
+        ({"json": {"version": version - 1}, "headers": {"If-Match": f'"{version}"'}}, 422),
         ({"data": b"{", "content_type": "application/json"}, 400),
     ):
         assert client.post(path, **refused).status_code == status, refused

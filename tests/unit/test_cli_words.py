@@ -277,3 +277,9 @@ def test_a_letter_without_a_reason_is_listed(serve: Callable[[Answers], list[str
     letter = {"id": "l", "workflow_id": "w", "step": "a", "error_type": "internal", "reason": ""}
     serve(lambda path: (200, json.dumps([letter]).encode(), False))
     assert call("dead-letters", "list").output.startswith("l  w  a")
+
+
+def test_an_empty_step_is_no_wish_to_retry_all_of_them(serve: Callable[[Answers], list[str]]) -> None:
+    asked = serve(lambda _: (200, json.dumps(WORKFLOW).encode(), False))
+    done = call("retry", "0199", "")
+    assert (done.exit_code, asked, "STEP is empty" in done.stderr) == (output.USAGE, [], True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -79,6 +80,14 @@ def test_a_gateway_started_anew_is_a_dependency_down_and_the_tokens_are_booked(u
 def begun(url: str, app: Sent) -> str:
     """A submitted workflow."""
     return submitted(url, app, LINE)
+
+
+@pytest.mark.parametrize(("ago", "reaped"), [(-60, False), (60, True)])
+def test_a_look_of_the_host_itself_is_reaped_once_it_is_late(url: str, app: Sent, ago: int, reaped: bool) -> None:
+    parts = desk.host(url, app, lambda _spec: Play())
+    told = {reaper.ROLE: "probe", reaper.DEADLINE: (datetime.now(UTC) - timedelta(seconds=ago)).isoformat()}
+    parts.__dict__["runner"] = Mock(reap=lambda keep: [] if keep(told) else ["box"])
+    assert reaper.reap(parts)["containers"] == reaped
 
 
 def test_a_cancelled_run_is_closed_by_the_reaper_with_its_tokens_and_its_logs(url: str, app: Sent) -> None:

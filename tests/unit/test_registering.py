@@ -15,7 +15,7 @@ from hyperagent_common.forge_models import ProjectChange
 from hyperagent_common.ids import new_id
 from hyperagent_common.models import Project
 from hyperagent_common.states import ProjectState
-from hyperagent_tasks import projects
+from hyperagent_tasks import handover, projects
 from hyperagent_tasks.gitgate import new_repository
 from hyperagent_tasks.parts import Parts
 
@@ -110,3 +110,22 @@ def test_a_change_whose_message_comes_twice_is_applied_once_and_stays_done(parts
         found = session.get_one(ProjectChange, change.id)
         assert (found.state, found.faults) == ("done", [])
     assert read(parts, asked).version == change.version + 1
+
+
+def test_a_head_that_was_seen_before_another_wrote_a_newer_one_is_not_written(parts: Parts, tmp_path: Path) -> None:
+    project = row(parts, "a", tmp_path / "a")
+    projects.register(parts, project.id)
+    newer = "e" * 40
+
+    def head() -> str | None:
+        with db.transaction(parts.settings.db_url, reading=True) as session:
+            return session.get_one(Project, project.id).head
+
+    first = head()
+    assert first
+    with db.transaction(parts.settings.db_url) as session:
+        session.get_one(Project, project.id).head = newer
+    handover.keep_default(parts, project.id, "a", first, None)
+    assert head() == newer
+    handover.keep_default(parts, project.id, "a", first, newer)
+    assert head() == first

@@ -203,6 +203,23 @@ def test_a_database_whose_connections_are_used_up_does_not_answer(tmp_path: Path
             session.scalar(text("SELECT 1"))
 
 
+def test_a_lease_that_was_lost_once_stays_lost() -> None:
+    renewed = threading.Event()
+    asked: list[float] = []
+
+    def renew() -> bool:
+        asked.append(time.monotonic())
+        renewed.wait(60)
+        return True
+
+    with leases.Keeper("x", renew, lambda: True, 0.2, 0.01) as lease:
+        while not lease.lost():
+            time.sleep(0.01)
+        renewed.set()  # now it can be renewed: what was stopped because it was lost is stopped all the same
+        lease.join(60)
+        assert (lease.lost(), len(asked)) == (True, 1)
+
+
 def test_a_lease_outlives_an_error_that_nobody_foresaw() -> None:
     said: list[bool | Exception] = [ValueError("odd"), *[True] * 9999]
     renewed = threading.Event()
