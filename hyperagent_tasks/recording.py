@@ -195,11 +195,12 @@ def _facts(
 
 
 def clean(parts: Parts, claim: Claim) -> None:
-    """Remove the attempt's directories; a failure is said, and the reconciler tries again."""
+    """Remove the attempt's directories, and pack what many of them left; a failure is said, and the reconciler tries again."""
     path = parts.settings.home / "work" / claim.attempt_id
     try:
         if path.exists():
             parts.runner.remove_tree(path)
         parts.gitgate.drop(claim.attempt_id)
+        parts.gitgate.pack()
     except (HyperagentError, OSError) as error:
         log.warning("workspace.kept", extra={"path": str(path), "error": str(error)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import shutil
 import tempfile
 import time
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from hyperagent_common.errors import BadInput, DependencyDown, MergeConflict, Transient
+from hyperagent_common.errors import BadInput, DependencyDown, IntakeRefused, MergeConflict, Transient
 from hyperagent_tasks.gitgate import names
 from hyperagent_tasks.gitgate.commands import git
 from hyperagent_tasks.gitgate.importing import import_seal
@@ -28,11 +29,14 @@ from hyperagent_tasks.gitgate.values import (
     TreePolicy,
 )
 
+log = logging.getLogger(__name__)
 TRIES = 10
 STEP = "Hyperagent-Step"
 STALE_LOCK_SECONDS = 120.0
 FETCH_SECONDS = 300.0
 LOCK_SECONDS = 900.0
+PACK_SECONDS = 120.0
+MOST_PACKS = 50
 
 
 def new_repository(path: Path, files: Mapping[str, bytes], *, message: str, branch: str = "main") -> str:
@@ -81,6 +85,8 @@ class GitGate:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._unpacked: dict[str, float] = {}
+        """Until when, by the monotonic clock, a project is not packed."""
 
     def trusted(self, project: str) -> Path:
         """The project's trusted repository, made where missing."""
@@ -281,6 +287,32 @@ class GitGate:
             cut=True,
         )
         return said.out.decode("utf-8", "replace") + ("\n[cut]\n" if said.cut else "")
+
+    def pack(self) -> list[str]:
+        """Put the objects and refs of each repository together where there are many packs; returns the projects.
+
+        Each import leaves a pack, and each git looks into all of them. What is large already is left as it is (`--geometric`);
+        others may read and write meanwhile. Where it fails, this process leaves the project alone for an hour.
+        """
+        done = []
+        for repo in self._root.glob("*.git") if self._root.is_dir() else ():
+            packs = sum(1 for path in (repo / "objects" / "pack").glob("*.pack"))
+            if packs > MOST_PACKS and time.monotonic() >= self._unpacked.get(repo.stem, 0.0) and self._pack(repo):
+                done.append(repo.stem)
+        return done
+
+    def _pack(self, repo: Path) -> bool:
+        with (self._root / f".{repo.stem}.pack").open("w") as lock:
+            if not _taken(lock):
+                return False
+            try:
+                git(repo, "repack", "-d", "-n", "-q", "--geometric=2", timeout=PACK_SECONDS)
+                git(repo, "pack-refs", "--all")
+            except (DependencyDown, IntakeRefused) as error:
+                self._unpacked[repo.stem] = time.monotonic() + 3600
+                log.warning("repository.unpacked", extra={"project": repo.stem, "error": str(error)})
+                return False
+        return True
 
     def quarantined(self) -> set[str]:
         """The attempts of which this host's repositories still hold a quarantine ref."""

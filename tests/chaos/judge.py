@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from hyperagent_common import db
 from hyperagent_common.errors import HyperagentError
-from hyperagent_common.models import AgentRun, Artifact, DeadLetter, Project, RunnerEvent, StepAttempt, Workflow, WorkflowStep
+from hyperagent_common.models import AgentRun, Artifact, DeadLetter, RunnerEvent, StepAttempt, Workflow, WorkflowStep
 from hyperagent_common.states import WORKFLOW_ENDED, AttemptState, StepState, WorkflowState
 from hyperagent_common.storage import open_storage
 from hyperagent_tasks.gateway.client import GatewayClient
@@ -257,14 +257,8 @@ class Judge:
         for pid, said in leftovers.environments():
             if any(word.startswith(place) for word in said):
                 self.verdict.add("leaked", f"process {pid} still runs")
-        self._refs(session)
-
-    def _refs(self, session: Session) -> None:
-        for project in session.scalars(select(Project)):
-            repo = self.gate.trusted(project.name)
-            left = [p.name for p in (repo / "refs" / "quarantine").glob("*")] if (repo / "refs" / "quarantine").is_dir() else []
-            for name in left:
-                self.verdict.add("leaked", f"the quarantine ref {name} is left in {project.name}")
+        for name in self.gate.quarantined():
+            self.verdict.add("leaked", f"the quarantine ref {name} is left")
 
 
 def _subjects(statement: bytes) -> set[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hyperagent_common.errors import BadInput, IntakeRefused, MergeConflict
-from hyperagent_tasks.gitgate import GitGate, new_repository, open_source
-from hyperagent_tasks.gitgate.commands import git
+from hyperagent_tasks.gitgate import GitGate, gate, new_repository, open_source
+from hyperagent_tasks.gitgate.commands import GitFailed, git
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "hyperagent_tasks" / "sandbox"
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -281,3 +281,67 @@ def test_a_missing_branch_of_the_source_is_named(bench: Bench) -> None:
     with pytest.raises(BadInput, match="no branch elsewhere"):
         bench.gate.refresh("p", bench.source, "elsewhere")
     assert open_source(bench.source).default_branch == "main"
+
+
+def packs(bench: Bench) -> int:
+    """How many packs the repository of `q` has."""
+    return sum(1 for _ in (bench.gate.trusted("q") / "objects" / "pack").glob("*.pack"))
+
+
+def handed_over(bench: Bench, times: int) -> list[str]:
+    """Commits of `p` that come into `q` as bundles, one after the other."""
+    heads, bundle = [], bench.top / "handed.bundle"
+    bench.gate.refresh("q", bench.source, "main")
+    for number in range(times):
+        (bench.source / "calc.py").write_text(f"a = {number}\n")
+        subprocess.run(["git", "commit", "-qam", str(number)], cwd=bench.source, env={**os.environ, **WHO}, check=True)
+        heads.append(bench.gate.refresh("p", bench.source, "main"))
+        bench.gate.base_bundle("p", heads[-1], bundle, without=bench.base)
+        bench.gate.take_bundle("q", bundle, heads[-1])
+        bench.gate.follow("q", "hyperagent/w", heads[-1])
+    return heads
+
+
+def test_a_repository_that_many_imports_left_packs_in_is_packed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MOST_PACKS", 3)
+    heads = handed_over(bench, 5)
+    assert packs(bench) > 3
+    assert bench.gate.pack() == ["q"]
+    assert (packs(bench) <= 2, bench.gate.pack()) == (True, [])
+    repo = bench.gate.trusted("q")
+    assert all(bench.gate.has(repo, head) for head in heads)
+    assert bench.gate.tip("q", "hyperagent/w") == heads[-1]
+    assert [path for path in (repo / "refs").rglob("*") if path.is_file()] == []
+
+
+def test_who_reads_and_writes_is_not_disturbed_by_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MOST_PACKS", 1)
+    ended, packed = threading.Event(), list[str]()
+
+    def keep_packing() -> None:
+        while not ended.is_set():
+            packed.extend(GitGate(bench.top / "repos").pack())
+
+    packer = threading.Thread(target=keep_packing)
+    packer.start()
+    try:
+        heads = handed_over(bench, 15)
+    finally:
+        ended.set()
+        packer.join(60)
+    assert len(packed) > 1
+    assert bench.gate.tip("q", "hyperagent/w") == heads[-1]
+    git(bench.gate.trusted("q"), "fsck", "--strict")
+
+
+def test_a_repository_that_cannot_be_packed_is_left_alone_for_an_hour(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_over(bench, 1)
+    monkeypatch.setattr(gate, "MOST_PACKS", 0)
+    asked: list[str] = []
+
+    def failing(_repo: Path, verb: str, *_: str, **__: object) -> None:
+        asked.append(verb)
+        raise GitFailed("no")
+
+    monkeypatch.setattr(gate, "git", failing)
+    assert (bench.gate.pack(), bench.gate.pack(), asked) == ([], [], ["repack"])
