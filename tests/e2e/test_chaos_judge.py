@@ -134,13 +134,14 @@ def lost_commit(rig: Rig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lost_tree(rig: Rig) -> Iterator[None]:
-    """The branch's last commit is there, what it holds is not."""
-    workflow = whole(rig)
-    repo = repository(rig, workflow)
-    tree = git(repo, "rev-parse", f"{workflow.head}^{{tree}}")
-    with written(repo / "objects" / tree[:2] / tree[2:], None):
+def lost_trees(rig: Rig) -> Iterator[None]:
+    """The branch's commits, which this host made, are there; what the sealed bundles brought is not."""
+    objects = repository(rig, whole(rig)) / "objects"
+    (objects / "pack").rename(objects / "away")
+    try:
         yield
+    finally:
+        (objects / "away").rename(objects / "pack")
 
 
 @contextlib.contextmanager
@@ -321,6 +322,7 @@ def left_grant(rig: Rig) -> Iterator[None]:
 @contextlib.contextmanager
 def left_container(rig: Rig) -> Iterator[None]:
     """A container on the engine of the rig; here an engine of its own that holds nothing else."""
+    Engine.require()
     engine = Engine(rig.root)
     engine.start()
     try:
@@ -343,7 +345,7 @@ def stuck(rig: Rig) -> AbstractContextManager[None]:
 
 DAMAGE: list[tuple[str, Callable[[Rig], AbstractContextManager[None]], str]] = [
     ("lost", lost_commit, "cannot be read"),
-    ("lost", lost_tree, "what its commits hold cannot be read"),
+    ("lost", lost_trees, "what its commits hold cannot be read"),
     ("duplicated", step_twice, "2 commits of step"),
     ("duplicated", foreign_commit, "is no step of it"),
     ("lost", lost_content, "files of their own"),
