@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from hyperagent_tasks.runners import leftovers
 from tests import parts
-from tests.harness import ROOT
+from tests.harness import ROOT, until
 
 pytestmark = pytest.mark.timeout(1800)  # chaos ends by itself where nothing moves; a busy machine makes it slow
 DAMAGE = ("lost", "duplicated", "leaked", "stuck")
@@ -45,3 +51,33 @@ def test_with_a_guard_switched_off_the_damage_shows(guard: str) -> None:
     assert code == 1
     assert sum(told[kind] for kind in DAMAGE) > 0
     assert told["without"] == [guard]
+
+
+def test_a_run_of_nothing_is_no_run() -> None:
+    for argv in (["--steps", "-3"], ["--steps", "0"], ["--stall", "-1"], ["--seed", "x"]):
+        done = subprocess.run([sys.executable, "-m", "tests.chaos", "--json", *argv], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stdout, argv[0] in done.stderr) == (2, "", True), done.stderr
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing() -> None:
+    argv = [sys.executable, "-m", "tests.chaos", "--steps", "200", "--seed", "3", "--every", "0.5", "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as run:
+        try:
+            home = until(lambda: next(iter(homes(run.pid)), None), 300)
+            time.sleep(5)  # faults are under way
+        finally:
+            run.send_signal(signal.SIGTERM)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert not Path(home).parent.exists()
+    left = [word for _, said in leftovers.environments() for word in said if word.endswith(home.encode())]
+    assert left == []
+    assert [p.pid for p in psutil.process_iter(["cmdline"]) if str(Path(home).parent) in " ".join(p.info["cmdline"] or [])] == []
+
+
+def homes(pid: int) -> set[str]:
+    """The homes that the children of a process work in."""
+    found = set()
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            found.add(child.environ().get("HYPERAGENT_HOME", ""))
+    return found - {""}
