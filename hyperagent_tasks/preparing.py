@@ -11,6 +11,7 @@ from hyperagent_common.errors import DependencyDown, ForgeRefused, NotReady, Tra
 from hyperagent_common.models import Project, StepAttempt, Workflow
 from hyperagent_tasks import claims, handover, projects, requirements
 from hyperagent_tasks.parts import Parts, instance
+from hyperagent_tasks.runners import profile
 from hyperagent_tasks.runners.base import Mount, Owner, RunnerResult, RunSpec
 from hyperagent_tasks.spec import SoFar, StepSpec, Workdir
 
@@ -138,7 +139,7 @@ def reap_older(parts: Parts, step: StepSpec) -> None:
 
     def keep(labels: object) -> bool:
         said = dict(labels) if isinstance(labels, dict) else {}
-        return said.get("hyperagent.step") != step.claim.step_id or said.get("hyperagent.fence") == str(step.claim.fence)
+        return said.get(profile.STEP) != step.claim.step_id or said.get(profile.FENCE) == str(step.claim.fence)
 
     parts.runner.reap(keep)
 

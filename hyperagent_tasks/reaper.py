@@ -21,10 +21,10 @@ from hyperagent_tasks.gateway import calllog
 from hyperagent_tasks.gateway.grants import Observed
 from hyperagent_tasks.gitgate.importing import QUARANTINE
 from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.runners.profile import ATTEMPT, DEADLINE, ROLE
 from hyperagent_tasks.spec import Workdir
 
 log = logging.getLogger(__name__)
-ATTEMPT, ROLE, DEADLINE = "hyperagent.attempt", "hyperagent.role", "hyperagent.deadline"
 
 
 def reap(parts: Parts) -> dict[str, int]:

@@ -83,9 +83,9 @@ class Books:
         return entry
 
 
-def host(url: str, app: Celery, behaviour: Callable[[RunSpec], Play], **settings: Any) -> Parts:
-    """Parts whose agents are played by `behaviour`, as opencode's mock."""
-    home = Path(url.removeprefix("sqlite:///")).parent
+def host(url: str, app: Celery, behaviour: Callable[[RunSpec], Play], home: Path | None = None, **settings: Any) -> Parts:
+    """Parts whose agents are played by `behaviour`, as opencode's mock; `home` is beside an SQLite database by default."""
+    home = home or Path(url.removeprefix("sqlite:///")).parent
     loaded = Settings(home=home, database_url=url, broker_url="redis://127.0.0.1:1", **settings)
     parts = Parts(loaded, app, Chosen("process", "mock", "stand-in"))
     (home / "work").mkdir(exist_ok=True)

@@ -74,6 +74,14 @@ def redis_server(directory: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
 
 
+def as_postgres() -> list[str]:
+    """As `bound`, for PostgreSQL, which root may not run: by one call, for a second one that changes the user would undo the
+    first one's promise to end it."""
+    if os.geteuid() != 0:
+        return bound()
+    return [*(bound() or ["setpriv"]), "--reuid=postgres", "--regid=postgres", "--init-groups"]
+
+
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
     """A PostgreSQL of its own; gives the URL of its `postgres` database."""
@@ -81,9 +89,8 @@ def postgres_server() -> Iterator[str]:
     directory = Path(f"/tmp/ha-pg-{uuid.uuid4().hex[:8]}")
     directory.mkdir(mode=0o700)
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    as_user = bound()
+    as_user = as_postgres()
     if os.geteuid() == 0:
-        as_user = [*(as_user or ["setpriv"]), "--reuid=postgres", "--regid=postgres", "--init-groups"]
         shutil.chown(directory, "postgres", "postgres")
     port, data = free_port(), directory / "data"
     try:

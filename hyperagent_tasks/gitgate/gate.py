@@ -288,6 +288,10 @@ class GitGate:
         )
         return said.out.decode("utf-8", "replace") + ("\n[cut]\n" if said.cut else "")
 
+    def _repositories(self) -> list[Path]:
+        """Every trusted repository of this host."""
+        return list(self._root.glob("*.git")) if self._root.is_dir() else []
+
     def pack(self) -> list[str]:
         """Put the objects and refs of each repository together where there are many packs; returns the projects.
 
@@ -295,7 +299,7 @@ class GitGate:
         others may read and write meanwhile. Where it fails, this process leaves the project alone for an hour.
         """
         done = []
-        for repo in self._root.glob("*.git") if self._root.is_dir() else ():
+        for repo in self._repositories():
             packs = sum(1 for path in (repo / "objects" / "pack").glob("*.pack"))
             if packs > MOST_PACKS and time.monotonic() >= self._unpacked.get(repo.stem, 0.0) and self._pack(repo):
                 done.append(repo.stem)
@@ -317,14 +321,14 @@ class GitGate:
     def quarantined(self) -> set[str]:
         """The attempts of which this host's repositories still hold a quarantine ref."""
         found: set[str] = set()
-        for repo in self._root.glob("*.git") if self._root.is_dir() else ():
+        for repo in self._repositories():
             said = git(repo, "for-each-ref", "--format=%(refname)", "refs/quarantine/").text
             found |= {line.removeprefix("refs/quarantine/") for line in said.splitlines()}
         return found
 
     def drop(self, attempt: str) -> None:
         """Forget an attempt's quarantine ref in every project."""
-        for repo in self._root.glob("*.git") if self._root.is_dir() else ():
+        for repo in self._repositories():
             ref = f"refs/quarantine/{names.branch(attempt)}"
             if git(repo, "rev-parse", "--verify", "-q", ref, ok=(0, 1)).code == 0:
                 git(repo, "update-ref", "-d", ref)

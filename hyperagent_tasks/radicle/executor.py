@@ -18,6 +18,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from hyperagent_common.errors import DependencyDown, NodeDown, NotReady, PushTimedOut
 from hyperagent_tasks import failpoints
+from hyperagent_tasks.runners import profile
 from hyperagent_tasks.runners.engine import Output
 
 START_SECONDS = 20.0
@@ -85,9 +86,9 @@ class ContainerExecutor:
             "volumes": paths,
             "environment": self._environment(),
             "labels": {
-                "hyperagent.managed": "1",
-                "hyperagent.instance": self._instance,
-                "hyperagent.role": "radicle",
+                profile.MANAGED: "1",
+                profile.INSTANCE: self._instance,
+                profile.ROLE: "radicle",
             },
             "init": True,
             "pids_limit": 512,

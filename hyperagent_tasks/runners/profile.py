@@ -24,6 +24,8 @@ GATEWAY_DIR = "/run/ha"
 SEATS = ("/workspace", "/in", "/in-sealed", "/out", "/logs")
 ROLES: tuple[str, ...] = get_args(Role)
 MANAGED, INSTANCE, ROLE = "hyperagent.managed", "hyperagent.instance", "hyperagent.role"
+STEP, ATTEMPT, FENCE = "hyperagent.step", "hyperagent.attempt", "hyperagent.fence"
+DEADLINE = "hyperagent.deadline"
 
 _TMPFS = {
     "/tmp": "rw,nosuid,nodev,exec,size=1g,mode=1777",
@@ -44,11 +46,11 @@ def labels(owner: Owner, role: str) -> dict[str, str]:
         MANAGED: "1",
         INSTANCE: owner.instance,
         "hyperagent.workflow": owner.workflow_id,
-        "hyperagent.step": owner.step_id,
-        "hyperagent.attempt": owner.attempt_id,
-        "hyperagent.fence": str(owner.fence),
+        STEP: owner.step_id,
+        ATTEMPT: owner.attempt_id,
+        FENCE: str(owner.fence),
         ROLE: role,
-        "hyperagent.deadline": owner.deadline.isoformat(),
+        DEADLINE: owner.deadline.isoformat(),
     }
 
 

@@ -91,9 +91,8 @@ class Rig:
     def _database(self) -> Server:
         programs, data = parts.require_postgres(), self.root / "pg"
         data.mkdir(mode=0o700)
-        as_user = servers.bound()
-        if os.geteuid() == 0:  # by one call: a second one that changes the user would undo the first one's promise to end it
-            as_user = [*(as_user or ["setpriv"]), "--reuid=postgres", "--regid=postgres", "--init-groups"]
+        as_user = servers.as_postgres()
+        if os.geteuid() == 0:
             self.root.chmod(0o755)
             subprocess.run(["chown", "postgres", str(data)], check=True)
         init = [

@@ -17,6 +17,7 @@ from hyperagent_common.models import StepAttempt, WorkflowStep
 from hyperagent_common.states import Action, AttemptState
 from hyperagent_tasks import conversing, endings, reaper
 from hyperagent_tasks.parts import Parts
+from hyperagent_tasks.runners import profile
 from hyperagent_tasks.runners.base import RunSpec
 from hyperagent_tasks.runners.fake import Play
 from hyperagent_tasks.spec import Workdir
@@ -85,7 +86,7 @@ def begun(url: str, app: Sent) -> str:
 @pytest.mark.parametrize(("ago", "reaped"), [(-60, False), (60, True)])
 def test_a_look_of_the_host_itself_is_reaped_once_it_is_late(url: str, app: Sent, ago: int, reaped: bool) -> None:
     parts = desk.host(url, app, lambda _spec: Play())
-    told = {reaper.ROLE: "probe", reaper.DEADLINE: (datetime.now(UTC) - timedelta(seconds=ago)).isoformat()}
+    told = {profile.ROLE: "probe", profile.DEADLINE: (datetime.now(UTC) - timedelta(seconds=ago)).isoformat()}
     parts.__dict__["runner"] = Mock(reap=lambda keep: [] if keep(told) else ["box"])
     assert reaper.reap(parts)["containers"] == reaped
 

@@ -111,8 +111,7 @@ def test_a_worker_that_cannot_choose_its_parts_yet_hides_no_other(
 ) -> None:
     away = checks.Check("parts", False, "No engine answers.")
     monkeypatch.setattr(checks, "examine", lambda _parts: [away])
-    parts = desk.host(f"sqlite:///{tmp_path / 'h.db'}", app, lambda _spec: Play())
-    parts.settings = replace(parts.settings, database_url=url)
+    parts = desk.host(url, app, lambda _spec: Play(), home=tmp_path)
     heartbeat.beat(parts, "new")
     with db.transaction(url) as session:
         assert session.get_one(Worker, "new").parts == {}

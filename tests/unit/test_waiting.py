@@ -92,8 +92,7 @@ def test_a_lease_that_finds_no_thread_costs_its_step_nothing(
 ) -> None:
     workflow_id = submitted(url, app, LINE)
     step = steps(url, workflow_id)["a"]
-    parts = desk.host(f"sqlite:///{tmp_path / 'h.db'}", app, lambda _spec: Play())
-    parts.settings = replace(parts.settings, database_url=url)
+    parts = desk.host(url, app, lambda _spec: Play(), home=tmp_path)
     monkeypatch.setattr(Lease, "start", Mock(side_effect=RuntimeError("can't start new thread")))
     with pytest.raises(DependencyDown, match="can't start new thread"):
         run_step(parts, step.id, step.generation)
